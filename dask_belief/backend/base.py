@@ -1,0 +1,187 @@
+"""The seam between the mathematics and the machine it runs on.
+
+A backend offers three things: the short list of calls that are the same on NumPy and CuPy (`xp`), the few that cross
+between host and device, and the fused operations of `dask_belief.backend.operations`, which work in place, allocate
+nothing that matters and wait for nothing. Code above the seam names neither NumPy nor CuPy on the arrays it computes
+with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any, ClassVar, TypeAlias
+
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+"""A NumPy array, or CuPy's own on a device; of the latter only what both offer is used."""
+
+
+class Backend(ABC):
+    """Where the arrays of a run live, and how they are computed with.
+
+    An operation whose name ends in ``_`` works in place and returns nothing. Arrays of one call share one dtype,
+    float32 or float64, unless stated; ``z`` is of shape ``(n_rows, n_columns)``. Numbers such as a rate are Python
+    floats and are rounded to that dtype.
+
+    A backend pickles as its name and device, and comes back as the one that `get_backend` keeps in that process.
+
+    Attributes
+    ----------
+    name
+        ``"numpy"`` or ``"cupy"``.
+    device
+        The number of the device; 0 on the host.
+    xp
+        The array module, for the calls that are the same on both: ``matmul(out=)``, ``sum(out=)``, ``argmax``, views.
+    """
+
+    name: ClassVar[str]
+    device: int
+    xp: ModuleType
+
+    @abstractmethod
+    def asarray(self, host: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Array:
+        """Give the values of `host` as an array of this backend; one of that dtype already comes back as it is.
+
+        The copy to a device may still be under way on return: call `sync` before a pinned `host` is filled again.
+        """
+
+    @abstractmethod
+    def to_host(self, x: Array, out: Array | None = None) -> Array:
+        """Give the values of `x` in host memory, in `out` if it is given; complete on return."""
+
+    @abstractmethod
+    def item(self, x: Array) -> float:
+        """Give the one value of `x` as a Python float; on a device the only way to wait for a scalar."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Wait until everything that this thread has asked for is done."""
+
+    @abstractmethod
+    def host_empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Give uninitialised host memory that copies to the device fast (pinned)."""
+
+    @abstractmethod
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Give an uninitialised array."""
+
+    @abstractmethod
+    def zeros(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Give an array of zeros."""
+
+    @abstractmethod
+    def kind(self) -> str:
+        """Describe everything on this side that decides the last bits of a result.
+
+        Two backends of the same kind, each with one thread, give the same bits for the same arguments.
+        """
+
+    @abstractmethod
+    def single_thread(self) -> AbstractContextManager[object]:
+        """Limit the process's linear algebra to one thread, at once.
+
+        Returns
+        -------
+        contextlib.AbstractContextManager
+            Restores the former limit when used in a ``with`` statement; may be dropped to leave the limit in force.
+        """
+
+    @abstractmethod
+    def computing(self) -> AbstractContextManager[object]:
+        """Give the context to compute in: on a device its stream, on the host without floating-point warnings.
+
+        A loss or a gradient that is not finite is for the caller to judge, alike on both.
+        """
+
+    @abstractmethod
+    def _run(self, operation: str, *arguments: Array | float) -> None:
+        """Carry out one operation of the table; the last argument is an array that it writes."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, int]]:
+        """Pickle as name and device."""
+        return _restore, (self.name, self.device)
+
+    # Layers
+
+    def bias_activation_(self, z: Array, bias: Array, activation: str | None) -> None:
+        """``z = activation(z + bias)``, `bias` of shape ``(n_columns,)``; None for the identity."""
+        self._run(f"bias_{activation or 'identity'}", bias, z)
+
+    def activation_gradient_(self, delta: Array, activated: Array, activation: str | None) -> None:
+        """``delta *= activation'``, where the derivative is found from the activation's own value."""
+        if activation is not None:
+            self._run(f"{activation}_gradient", activated, delta)
+
+    def scatter_add_(self, destination: Array, indices: Array, source: Array) -> None:
+        """``destination[indices[i]] += source[i]``, in the order of i, so that repeated indices all count.
+
+        `indices` is int64 of shape ``(n,)``, each in ``[0, len(destination))``; `source` ``(n, n_columns)``.
+        """
+        self._run("scatter_add", indices, source, destination)
+
+    # Losses: the gradient with respect to z of the sum over rows takes z's place, and losses (n_rows,) are written
+
+    def softmax_cross_entropy_(self, z: Array, targets: Array, losses: Array) -> None:
+        """``losses = log(sum(exp(z))) - z[target]`` and ``z = softmax(z) - onehot(target)``.
+
+        `targets` are classes, int64 of shape ``(n_rows,)``; on a device one outside the classes makes the loss NaN.
+        """
+        self._run("softmax_cross_entropy", targets, losses, z)
+
+    def logistic_(self, z: Array, targets: Array, losses: Array) -> None:
+        """``losses = sum(log(1 + exp(z)) - t * z)`` over the columns and ``z = sigmoid(z) - t``, stable at any z.
+
+        `targets` are 0 or 1, of the shape and dtype of `z`.
+        """
+        self._run("logistic", targets, losses, z)
+
+    def squared_error_(self, z: Array, targets: Array, losses: Array) -> None:
+        """``losses = sum((z - t)**2) / 2`` over the columns and ``z = z - t``; `targets` like `z`."""
+        self._run("squared_error", targets, losses, z)
+
+    def softmax_(self, z: Array) -> None:
+        """``z = exp(z) / sum(exp(z))`` over the columns, stable at any z."""
+        self._run("softmax", z)
+
+    def sigmoid_(self, z: Array) -> None:
+        """``z = 1 / (1 + exp(-z))``, to full relative accuracy in the lower tail."""
+        self._run("sigmoid", z)
+
+    # Vectors
+
+    def axpy_(self, a: float, x: Array, y: Array) -> None:
+        """``y += a * x``."""
+        self._run("axpy", float(a), x, y)
+
+    def scale_(self, a: float, x: Array) -> None:
+        """``x *= a``."""
+        self._run("scale", float(a), x)
+
+    def add_(self, x: Array, y: Array) -> None:
+        """``y += x``: as in `axpy_`, the second array is written."""
+        self._run("add", x, y)
+
+    # Rules
+
+    def sgd_(self, values: Array, gradient: Array, rate: float) -> None:
+        """``values -= rate * gradient``."""
+        self._run("sgd", gradient, float(rate), values)
+
+    def momentum_(self, values: Array, gradient: Array, velocity: Array, rate: float, momentum: float) -> None:
+        """``velocity = momentum * velocity + gradient`` and ``values -= rate * velocity``."""
+        self._run("momentum", gradient, float(rate), float(momentum), velocity, values)
+
+    def adagrad_(self, values: Array, gradient: Array, accumulator: Array, rate: float, epsilon: float) -> None:
+        """``accumulator += gradient**2`` and ``values -= rate * gradient / (sqrt(accumulator) + epsilon)``."""
+        self._run("adagrad", gradient, float(rate), float(epsilon), accumulator, values)
+
+
+def _restore(name: str, device: int) -> Backend:
+    # Imported late: the package's own __init__ imports this module.
+    from dask_belief.backend import get_backend
+
+    return get_backend(name, device)

@@ -1,0 +1,141 @@
+"""The fixed shape of every sum: a binary tree over numbered leaves.
+
+Rounding depends on the order of additions, so a sum that is to have the same bits whoever forms its parts must have
+one shape. Node ``(level, index)`` covers the leaves from ``index * 2**level`` up to, not including,
+``(index + 1) * 2**level``, cut at the end; its value is its left child's plus its right child's, and a right child
+that lies behind the end adds nothing::
+
+    level 2            (2,0)           (2,1)
+                      /     \\             |
+    level 1       (1,0)     (1,1)       (1,2)
+                  /   \\     /   \\         |
+    leaves       0     1   2     3       4
+
+A node's value depends on its leaves alone. So parts may be repeated, copied, reordered or sent by the dead: of two
+that cover the same leaves either will do. Work units and the blocks of a dot product are summed in this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Node(NamedTuple):
+    """One node of the tree; ``level`` 0 is a leaf."""
+
+    level: int
+    index: int
+
+    def parent(self) -> Node:
+        """The node above."""
+        return Node(self.level + 1, self.index // 2)
+
+    def sibling(self) -> Node:
+        """The other child of the node above."""
+        return Node(self.level, self.index ^ 1)
+
+    def children(self) -> tuple[Node, Node]:
+        """Left and right child, of which the right one may lie behind the end; a leaf has none to ask for."""
+        return Node(self.level - 1, 2 * self.index), Node(self.level - 1, 2 * self.index + 1)
+
+    def leaves(self, n_leaves: int) -> range:
+        """The leaves that the node covers, in a tree of ``n_leaves``; empty behind the end."""
+        start = self.index << self.level
+        return range(min(start, n_leaves), min(start + (1 << self.level), n_leaves))
+
+    def covers(self, other: Node) -> bool:
+        """Whether `other` is this node or lies below it."""
+        return other.level <= self.level and other.index >> (self.level - other.level) == self.index
+
+
+def root(n_leaves: int) -> Node:
+    """The lowest node that covers all of ``n_leaves`` leaves (one or more)."""
+    return Node((n_leaves - 1).bit_length(), 0)
+
+
+def cover(start: int, stop: int, n_leaves: int) -> list[Node]:
+    """The fewest nodes, in order, that together cover the leaves ``start`` up to, not including, ``stop``.
+
+    A node that is cut by the end of the tree counts as covered when its existing leaves are.
+    """
+    nodes = []
+    while start < stop:
+        node = Node(0, start)
+        while node.index % 2 == 0 and node.level < root(n_leaves).level:
+            wider = node.parent()
+            if wider.leaves(n_leaves).stop > stop:
+                break
+            node = wider
+        nodes.append(node)
+        start = node.leaves(n_leaves).stop
+    return nodes
+
+
+class TreeSum(Generic[Value]):
+    """Forms one sum from the values of nodes that may come in any order and more than once.
+
+    Parameters
+    ----------
+    n_leaves
+        The number of leaves of the tree, one or more.
+    join
+        Adds two values, ``join(left, right)``, and may write into the left one, which the sum owns.
+
+    Attributes
+    ----------
+    waiting
+        The nodes that are not yet joined to a sibling, with their values.
+    """
+
+    def __init__(self, n_leaves: int, join: Callable[[Value, Value], Value]) -> None:
+        self.n_leaves = n_leaves
+        self.waiting: dict[Node, Value] = {}
+        self._join = join
+        self._root = root(n_leaves)
+
+    def is_covered(self, node: Node) -> bool:
+        """Whether the sum has the leaves of `node` already, by it or by a node above it."""
+        return any(Node(level, node.index >> (level - node.level)) in self.waiting for level in self._levels(node))
+
+    def add(self, node: Node, value: Value) -> bool:
+        """Take the value of one node.
+
+        Returns
+        -------
+        bool
+            False when the node was covered already and its value is dropped. A node that covers others replaces them:
+            both have the same bits.
+        """
+        if self.is_covered(node):
+            return False
+        for below in [other for other in self.waiting if node.covers(other)]:
+            del self.waiting[below]
+        while node != self._root:
+            sibling = node.sibling()
+            if not sibling.leaves(self.n_leaves):
+                pass
+            elif sibling not in self.waiting:
+                break
+            elif node.index % 2 == 0:
+                value = self._join(value, self.waiting.pop(sibling))
+            else:
+                value = self._join(self.waiting.pop(sibling), value)
+            node = node.parent()
+        self.waiting[node] = value
+        return True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every leaf is in."""
+        return self._root in self.waiting
+
+    @property
+    def total(self) -> Value:
+        """The sum over all leaves; a `KeyError` while some are missing."""
+        return self.waiting[self._root]
+
+    def _levels(self, node: Node) -> range:
+        return range(node.level, self._root.level + 1)

@@ -1,0 +1,188 @@
+"""Actors on Dask workers: made on a stated worker, known by an address, called with a limit.
+
+Dask's own actor proxy waits for ever once the actor's worker is dead, when it is used from another worker. So nobody
+here is given a proxy: an `ActorAddress` says where the actor lives, and a `Caller` sends it one message with a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from distributed import Client, Future, Worker, wait
+from distributed.actor import ProxyRPC
+from distributed.protocol import to_serialize
+
+from dask_belief.cluster.limits import LIMITS
+from dask_belief.errors import ActorLostError, CallTimeoutError
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ActorAddress:
+    """Where an actor lives; small, picklable, and of use from any worker or client.
+
+    Attributes
+    ----------
+    name
+        What it is, for messages: ``"shard 0"``.
+    worker
+        The address of its Dask worker.
+    key
+        The key under which the worker knows it; new for each generation of a run.
+    """
+
+    name: str
+    worker: str
+    key: str
+
+
+class Caller:
+    """Calls actors from a thread of a client or of a worker; the messages themselves run on its event loop.
+
+    Parameters
+    ----------
+    loop
+        The running event loop that carries the messages.
+    connect
+        Gives an object with an ``actor_execute`` coroutine for a worker's address.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connect: Callable[[str], Any]) -> None:
+        self._loop = loop
+        self._connect = connect
+
+    @classmethod
+    def of_worker(cls, worker: Worker) -> Caller:
+        """The caller of a task that runs on `worker`."""
+        return cls(worker.loop.asyncio_loop, worker.rpc)
+
+    @classmethod
+    def of_client(cls, client: Client, workers: Iterable[str]) -> Caller:
+        """The caller of a client: straight to the workers when all of them can be reached, else through the scheduler.
+
+        The way through the scheduler costs a second hop and half of the speed, but works where only the scheduler's
+        port is open to the client.
+        """
+        loop = client.loop.asyncio_loop
+
+        async def reachable() -> None:
+            await asyncio.gather(*(client.rpc(address).identity() for address in workers))
+
+        try:
+            asyncio.run_coroutine_threadsafe(asyncio.wait_for(reachable(), 5.0), loop).result(10.0)
+        except (OSError, TimeoutError, asyncio.TimeoutError):
+            logger.info("the workers cannot be reached from the client: calling them through the scheduler")
+            return cls(loop, lambda address: ProxyRPC(client.scheduler, address))
+        return cls(loop, client.rpc)
+
+    async def call(
+        self, actor: ActorAddress, method: str, *arguments: object, timeout_seconds: float = LIMITS.call_seconds
+    ) -> Any:
+        """Call one method of an actor and wait for its reply.
+
+        Raises
+        ------
+        CallTimeoutError
+            When there is no reply within `timeout_seconds`.
+        ActorLostError
+            When the worker cannot be reached, closed the connection, or does not know the actor.
+        Exception
+            Whatever the method raised.
+        """
+        try:
+            reply = await asyncio.wait_for(
+                self._connect(actor.worker).actor_execute(
+                    actor=actor.key, function=method, args=[to_serialize(each) for each in arguments], kwargs={}
+                ),
+                timeout_seconds,
+            )
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise CallTimeoutError(
+                f"{actor.name} on {actor.worker} did not answer {method!r} within {timeout_seconds:g} seconds. The "
+                "worker may be frozen or overloaded: look at it in the dashboard."
+            ) from error
+        except (OSError, KeyError) as error:
+            raise ActorLostError(
+                f"{actor.name} on {actor.worker} cannot be reached for {method!r}: {error!r}. Its worker is gone."
+            ) from error
+        if reply["status"] != "OK":
+            raise reply["exception"]
+        return reply["result"]
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
+        """Run a coroutine, such as `call`, on the event loop; the caller's thread goes on."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, Result], timeout_seconds: float = LIMITS.call_seconds) -> Result:
+        """Run a coroutine on the event loop and wait for it, at most a little longer than its own calls may take."""
+        running = self.start(coroutine)
+        try:
+            return running.result(timeout_seconds + 5.0)
+        except concurrent.futures.TimeoutError as error:
+            if running.done():
+                raise
+            running.cancel()
+            raise CallTimeoutError(f"the event loop did not finish a call within {timeout_seconds:g} seconds.") from error
+        except BaseException:
+            running.cancel()
+            raise
+
+
+async def all_of(calls: Iterable[Awaitable[Result]]) -> list[Result]:
+    """Wait for several calls at once; the first error ends the wait and cancels the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+class ActorHost:
+    """Makes the actors of one generation of a run and holds their futures: dropped, they are gone.
+
+    An actor is made with a strict ``workers=[address]``: one that Dask may move is stolen while it is made, and then
+    no longer where its address says.
+    """
+
+    def __init__(self, client: Client, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._futures: list[Future] = []
+
+    def spawn(self, kind: type, name: str, worker: str, *arguments: object) -> ActorAddress:
+        """Begin to make an actor of class `kind` on `worker`; `ready` waits for it."""
+        key = f"{kind.__name__.lower()}-{self._prefix}-{name.replace(' ', '-')}"
+        future = self._client.submit(
+            kind, *arguments, actor=True, key=key, workers=[worker], allow_other_workers=False, pure=False
+        )
+        self._futures.append(future)
+        return ActorAddress(name=name, worker=worker, key=key)
+
+    def ready(self, timeout_seconds: float = LIMITS.start_seconds) -> None:
+        """Wait until every actor is there; raises what a constructor raised, or `ActorLostError` past the limit."""
+        try:
+            wait(self._futures, timeout=timeout_seconds)
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            missing = [future.key for future in self._futures if future.status != "finished"]
+            raise ActorLostError(
+                f"actors {missing} were not made within {timeout_seconds:g} seconds: their workers are gone or busy."
+            ) from error
+        for future in self._futures:
+            if future.status == "error":
+                raise future.exception()
+
+    def close(self) -> None:
+        """Let the actors go."""
+        for future in self._futures:
+            future.release()
+        self._futures.clear()

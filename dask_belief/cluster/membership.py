@@ -1,0 +1,94 @@
+"""Which workers are there, and who came or went: heard from the scheduler, not guessed from silence."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Scheduler, SchedulerPlugin
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker joined the cluster, with so many threads."""
+
+    worker: str
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker left the cluster, of its own or by force."""
+
+    worker: str
+
+
+class Announcer(SchedulerPlugin):
+    """Runs on the scheduler and announces the workers that join and leave, under a topic of the run's own."""
+
+    def __init__(self, topic: str) -> None:
+        self.name = topic
+        self.topic = topic
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Announce a worker that joined."""
+        message = {"action": "joined", "worker": worker, "n_threads": scheduler.workers[worker].nthreads}
+        scheduler.log_event(self.topic, message)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: object) -> None:
+        """Announce a worker that left."""
+        scheduler.log_event(self.topic, {"action": "lost", "worker": worker})
+
+
+class Membership:
+    """The workers of a cluster as the run's driver sees them.
+
+    Parameters
+    ----------
+    client
+        The run's client.
+    topic
+        A name that no other run on the cluster uses.
+
+    Attributes
+    ----------
+    workers
+        Number of threads by address, of the workers that are there, as of the last `poll`.
+    """
+
+    def __init__(self, client: Client, topic: str) -> None:
+        self._client = client
+        self._topic = topic
+        self._announced: queue.SimpleQueue[Joined | Lost] = queue.SimpleQueue()
+        client.subscribe_topic(topic, self._hear)
+        client.register_plugin(Announcer(topic))
+        # Asked after the plugin listens, so that nobody joins or leaves unheard in between.
+        self.workers: dict[str, int] = dict(client.nthreads())
+
+    def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
+        _, message = event
+        if message["action"] == "joined":
+            self._announced.put(Joined(message["worker"], message["n_threads"]))
+        else:
+            self._announced.put(Lost(message["worker"]))
+
+    def poll(self) -> list[Joined | Lost]:
+        """What was announced since the last time; brings `workers` up to date."""
+        changes: list[Joined | Lost] = []
+        while not self._announced.empty():
+            change = self._announced.get()
+            if isinstance(change, Joined):
+                is_news = change.worker not in self.workers
+                self.workers[change.worker] = change.n_threads
+            else:
+                is_news = self.workers.pop(change.worker, None) is not None
+            if is_news:
+                changes.append(change)
+        return changes
+
+    def close(self) -> None:
+        """Stop listening, and take the plugin off the scheduler."""
+        if self._client.status == "running":
+            self._client.unsubscribe_topic(self._topic)
+            self._client.unregister_scheduler_plugin(self._topic)

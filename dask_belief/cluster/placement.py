@@ -1,0 +1,74 @@
+"""Which worker gets which actor: facts in, decision out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dask_belief.errors import NoWorkersError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the actors of one generation go.
+
+    Attributes
+    ----------
+    shards
+        The worker of each shard, by shard number.
+    hub
+        The worker of the coordinator or ledger.
+    """
+
+    shards: tuple[str, ...]
+    hub: str
+
+
+def place(workers: Sequence[str], n_shards: int) -> Placement:
+    """Spread the shards over the workers, and put the hub where there are fewest.
+
+    The synchronous actors of one worker share one thread, so two shards on one worker take turns: they are spread as
+    evenly as can be. The order of addresses decides, so two drivers that see the same workers agree.
+
+    Raises
+    ------
+    NoWorkersError
+        When there are no workers.
+    """
+    if not workers:
+        raise NoWorkersError("the cluster has no worker to place shards on. Start workers, then train again.")
+    ordered = sorted(workers)
+    shards = tuple(ordered[index % len(ordered)] for index in range(n_shards))
+    hub = min(reversed(ordered), key=shards.count)
+    return Placement(shards=shards, hub=hub)
+
+
+def replicas_to_start(
+    n_threads: Mapping[str, int], running: Mapping[str, int], n_replicas: int | None
+) -> tuple[str, ...]:
+    """The workers on which replicas are missing, one entry a replica.
+
+    Parameters
+    ----------
+    n_threads
+        Threads of each worker.
+    running
+        Replicas that run on each worker now.
+    n_replicas
+        How many there should be; None for one on every thread.
+
+    Returns
+    -------
+    tuple of str
+        The emptiest workers first. More replicas than threads are spread evenly: they take turns.
+    """
+    counts = {worker: running.get(worker, 0) for worker in n_threads}
+    wanted = sum(n_threads.values()) if n_replicas is None else n_replicas
+    missing = []
+    while counts and sum(counts.values()) < wanted:
+        worker = min(sorted(counts), key=lambda each: counts[each] / n_threads[each])
+        if n_replicas is None and counts[worker] >= n_threads[worker]:
+            break
+        counts[worker] += 1
+        missing.append(worker)
+    return tuple(missing)

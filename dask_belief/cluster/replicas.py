@@ -1,0 +1,169 @@
+"""Replicas as long-running Dask futures: one per worker thread, pinned, started again by us and never by Dask."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, Worker, get_worker, secede, wait
+from distributed.worker import thread_state
+
+from dask_belief.cluster.limits import LIMITS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A replica whose future has ended while the run goes on.
+
+    Attributes
+    ----------
+    replica
+        Its name.
+    worker
+        Where it ran.
+    error
+        What it raised; None when it returned.
+    """
+
+    replica: str
+    worker: str
+    error: BaseException | None
+
+
+@dataclass
+class _Running:
+    worker: str
+    future: Future
+    dataset: Future
+
+
+class ReplicaPool:
+    """The replicas of one generation of a run.
+
+    Parameters
+    ----------
+    client
+        The run's client.
+    prefix
+        Names run and generation; part of each replica's key.
+    function
+        What a replica runs: ``function(spec, dataset, replica_name)``; it calls `stand_aside` first.
+    spec
+        Small and picklable: addresses, objective, options.
+    dataset
+        Sent to each replica's worker once, beside the task graph, since it may be arrays in memory.
+    """
+
+    def __init__(
+        self, client: Client, prefix: str, function: Callable[[Any, Any, str], object], spec: object, dataset: object
+    ) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._function = function
+        self._spec = spec
+        self._dataset = dataset
+        self._running: dict[str, _Running] = {}
+        self._n_started = 0
+
+    def __len__(self) -> int:
+        """How many replicas are running."""
+        return len(self._running)
+
+    @property
+    def by_worker(self) -> Counter[str]:
+        """How many run on each worker."""
+        return Counter(running.worker for running in self._running.values())
+
+    @property
+    def n_started(self) -> int:
+        """How many were ever started; names are never used twice."""
+        return self._n_started
+
+    def start(self, worker: str) -> str:
+        """Start one replica on `worker` and give its name."""
+        replica = f"replica-{self._n_started}"
+        self._n_started += 1
+        [dataset] = self._client.scatter([self._dataset], workers=[worker], hash=False, timeout=LIMITS.start_seconds)
+        future = self._client.submit(
+            self._function,
+            self._spec,
+            dataset,
+            replica,
+            key=f"{self._function.__name__}-{self._prefix}-{replica}",
+            workers=[worker],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+        )
+        self._running[replica] = _Running(worker, future, dataset)
+        return replica
+
+    def lose(self, worker: str) -> list[str]:
+        """Forget the replicas of a worker that is gone, and give their names.
+
+        Their futures are cancelled: a task that is pinned to a worker that left waits for ever.
+        """
+        names = [name for name, running in self._running.items() if running.worker == worker]
+        for name in names:
+            running = self._running.pop(name)
+            self._client.cancel([running.future, running.dataset], force=True)
+        return names
+
+    def ended(self) -> list[Ended]:
+        """The replicas that ended since the last time, which are forgotten."""
+        ended = []
+        for name, running in list(self._running.items()):
+            if not running.future.done():
+                continue
+            del self._running[name]
+            error: BaseException | None = None
+            if running.future.status != "finished":
+                error = running.future.exception(timeout=LIMITS.call_seconds)
+            ended.append(Ended(name, running.worker, error))
+        return ended
+
+    def stop(self, timeout_seconds: float = LIMITS.stop_seconds) -> None:
+        """Give the replicas a moment to end by themselves, then cancel them."""
+        futures = [running.future for running in self._running.values()]
+        if futures and self._client.status == "running":
+            try:
+                wait(futures, timeout=timeout_seconds)
+            except TimeoutError:
+                logger.info("%d replicas did not end within %g s and are cancelled", len(futures), timeout_seconds)
+            self._client.cancel(futures, force=True)
+        self._running.clear()
+
+
+class Standing:
+    """What a running replica knows of its own task: whether it should go on."""
+
+    def __init__(self, worker: Worker, key: str) -> None:
+        self.worker = worker
+        self._key = key
+        self._last_word = time.monotonic()
+
+    def heard(self) -> None:
+        """Note that coordinator or ledger answered."""
+        self._last_word = time.monotonic()
+
+    @property
+    def should_end(self) -> bool:
+        """Whether the task was cancelled, the worker is closing, or the coordinator has been silent for too long."""
+        task = self.worker.state.tasks.get(self._key)
+        is_wanted = task is not None and task.state in ("executing", "long-running")
+        is_silent = time.monotonic() - self._last_word > LIMITS.silence_seconds
+        return not is_wanted or is_silent or self.worker.status.name not in ("running", "paused")
+
+
+def stand_aside() -> Standing:
+    """Called first by a replica: leaves the worker's task slot, so that actors and other tasks can still be run."""
+    worker = get_worker()
+    key = thread_state.key
+    secede()
+    return Standing(worker, key)

@@ -1,0 +1,246 @@
+"""A Downpour replica: the paper's Algorithm 1.1, lease after lease."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_belief.backend import get_backend
+from dask_belief.cluster.actors import ActorAddress, Caller
+from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.polling import Over
+from dask_belief.cluster.replicas import Standing, stand_aside
+from dask_belief.data.batches import mini_batches, n_batches
+from dask_belief.data.dataset import Dataset
+from dask_belief.data.prefetch import Prefetcher
+from dask_belief.data.units import UnitPlan, WorkUnit
+from dask_belief.downpour.config import Downpour
+from dask_belief.downpour.courier import Courier
+from dask_belief.downpour.lease_book import RowLease
+from dask_belief.downpour.ledger import LeaseReport
+from dask_belief.errors import ActorLostError, CallTimeoutError, DaskBeliefError, NonFiniteError, ReplicaError
+from dask_belief.objective import Objective, penalised_of
+from dask_belief.parameter_server.client import Directory
+from dask_belief.parameter_server.executor import PlainExecutor
+from dask_belief.parameter_server.messages import LeaseKey, PushKey
+from dask_belief.seeds import stream
+
+logger = logging.getLogger(__name__)
+
+Vector = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class ReplicaSpec:
+    """What a replica is told at its start.
+
+    Attributes
+    ----------
+    objective, plan, method
+        What is trained, how the rows are cut into leases, and the options.
+    directory, ledger
+        Where the shards and the ledger are.
+    backend
+        The name of the backend.
+    seed
+        The run's root seed.
+    """
+
+    objective: Objective
+    plan: UnitPlan
+    method: Downpour
+    directory: Directory
+    ledger: ActorAddress
+    backend: str
+    seed: int
+
+
+def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
+    """Train on leases until the run is over; runs as one long Dask task.
+
+    Returns
+    -------
+    str
+        Why it ended.
+    """
+    standing = stand_aside()
+    backend = get_backend(spec.backend)
+    backend.single_thread()
+    trainer = Trainer(spec, dataset, replica, standing)
+    try:
+        with backend.computing():
+            return trainer.run()
+    except (ActorLostError, CallTimeoutError) as error:
+        # The driver sees the same loss, and starts new replicas with new addresses.
+        logger.warning("%s ends: %s", replica, error)
+        return f"the server was lost: {error}"
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """Fetches, computes, accrues and pushes; the courier carries while the processor computes."""
+
+    def __init__(self, spec: ReplicaSpec, dataset: Dataset, replica: str, standing: Standing) -> None:
+        self._spec = spec
+        self._method = spec.method
+        self._dataset = dataset
+        self._replica = replica
+        self._standing = standing
+        self._caller = Caller.of_worker(standing.worker)
+        self._backend = get_backend(spec.backend)
+        self._executor = PlainExecutor(spec.objective, spec.directory, self._caller, self._backend)
+        self._courier = Courier(self._executor.server, self._caller, self._backend)
+        self._prefetcher = Prefetcher(self._read)
+        self._penalty = self._penalty_weights()
+        self._accrued = self._backend.zeros((spec.directory.n_parameters,), spec.directory.dtype)
+        self._scratch = self._backend.empty((spec.directory.n_parameters,), spec.directory.dtype)
+        self._local_state = spec.method.rule.init(self._executor.parameters)
+        self._report: concurrent.futures.Future[None] | None = None
+        # A local step that the next fetch overwrites before it is used is not worth making.
+        self._is_local_step_seen = not (spec.method.n_fetch == 1 and spec.method.fetch_lag <= 1)
+
+    def run(self) -> str:
+        """Ask for leases and train on them."""
+        self._call("hello", self._replica, self._backend.kind())
+        self._courier.send(None, None, effective_step=0)
+        asked = self._ask()
+        while not self._standing.should_end:
+            lease = self._await(asked)
+            if isinstance(lease, Over):
+                return "the run is over"
+            asked = self._ask()
+            if lease is not None:
+                self._train(lease)
+        return "cancelled, or the ledger was silent"
+
+    def close(self) -> None:
+        """Let the reader go."""
+        self._prefetcher.close()
+
+    def _train(self, lease: RowLease) -> None:
+        """One lease: Algorithm 1.1, with steps counted within the lease."""
+        method, executor, key = self._method, self._executor, LeaseKey(*lease.key)
+        unit = self._spec.plan[key.lease]
+        inputs, targets = self._prefetcher.take(unit, timeout_seconds=LIMITS.no_progress_seconds)
+        n_steps = n_batches(unit.rows, method.batch_size)
+        first = executor.applied(key) + 1 if lease.is_taken_over else 0
+        order = stream(self._spec.seed, "rows", key.epoch, key.lease)
+        push: PushKey | None = None
+        pushed_to, loss_sum, n_rows = first - 1, 0.0, 0
+        for step, x, y in mini_batches(inputs, targets, method.batch_size, order, first=first):
+            if self._standing.should_end:
+                return
+            should_fetch = step % method.n_fetch == 0 or step == first
+            self._exchange(push, step + method.fetch_lag if should_fetch else None)
+            self._take_effect(step)
+            loss_sum += self._compute(x, y, unit, step)
+            n_rows += len(x)
+            self._backend.add_(executor.take_gradient(), self._accrued)
+            if self._is_local_step_seen:
+                rate = method.rule.learning_rate
+                method.rule.apply(executor.parameters, executor.gradient, self._local_state, rate, self._backend)
+            push = None
+            if step % method.n_push == 0 or step == n_steps - 1:
+                push = PushKey(key, pushed_to + 1, step)
+                pushed_to = step
+        self._finish(push, LeaseReport(key, n_steps - first, n_rows, loss_sum))
+
+    def _exchange(self, push: PushKey | None, effective_step: int | None) -> concurrent.futures.Future[int] | None:
+        """Send what is due: a push of all that has accrued, a fetch, or both in one message."""
+        if push is None and effective_step is None:
+            return None
+        accrued = self._accrued if push is not None else None
+        sent = self._courier.send(push, accrued, effective_step)
+        if push is not None:
+            self._accrued[:] = 0
+        return sent
+
+    def _take_effect(self, step: float) -> None:
+        """Use the fetched parameters that take effect at `step`."""
+        fetched = self._courier.arrived(step)
+        if fetched is not None:
+            self._courier.give_back(self._executor.use(fetched))
+
+    def _compute(self, x: Any, y: Any, unit: WorkUnit, step: int) -> float:
+        """The loss sum of a mini-batch; the executor then holds the gradient of its mean, the penalty's included."""
+        try:
+            loss = self._executor.compute(x, y)
+        except DaskBeliefError:
+            raise
+        except Exception as error:
+            raise ReplicaError(
+                f"the objective raised {type(error).__name__}: {error}, in mini-batch {step} of unit {unit.number} "
+                f"(rows {unit.start} to {unit.stop - 1}) on {self._standing.worker.address}."
+            ) from error
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"the loss is {loss} in mini-batch {step} of unit {unit.number} (rows {unit.start} to {unit.stop - 1},"
+                " shuffled). Look for NaN or huge values in these rows (dataset.check(nan=True)), scale the inputs, or "
+                "lower the learning rate."
+            )
+        gradient = self._executor.gradient
+        self._backend.scale_(1.0 / len(x), gradient)
+        if self._penalty is not None:
+            self._backend.xp.multiply(self._executor.parameters, self._penalty, out=self._scratch)
+            self._backend.add_(self._scratch, gradient)
+        return loss
+
+    def _finish(self, push: PushKey | None, report: LeaseReport) -> None:
+        """Send the lease's last push, and report the lease once every shard has applied it."""
+        if self._report is not None:
+            self._report.result(2 * LIMITS.call_seconds)
+        # What was fetched within the lease takes effect at its end at the latest.
+        sent = self._exchange(push, None)
+        self._report = self._caller.start(self._report_after(sent, report))
+        self._take_effect(math.inf)
+
+    async def _report_after(self, sent: concurrent.futures.Future[int] | None, report: LeaseReport) -> None:
+        if sent is not None:
+            await asyncio.wrap_future(sent)
+        generation = self._spec.directory.generation
+        await self._caller.call(self._spec.ledger, "report", generation, self._replica, report)
+
+    def _penalty_weights(self) -> Vector | None:
+        if self._method.l2 == 0.0:
+            return None
+        mask = penalised_of(self._spec.objective)
+        n_parameters, dtype = self._spec.directory.n_parameters, self._spec.directory.dtype
+        weights = np.full(n_parameters, self._method.l2, dtype)
+        if mask is not None:
+            weights *= mask
+        penalty: Vector = self._backend.asarray(weights)
+        return penalty
+
+    def _read(self, unit: WorkUnit) -> tuple[np.ndarray, np.ndarray]:
+        return self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))
+
+    def _ask(self) -> concurrent.futures.Future[RowLease | Over | None]:
+        generation = self._spec.directory.generation
+        question = self._caller.call(self._spec.ledger, "next_lease", generation, self._replica, LIMITS.poll_seconds)
+        asked = self._caller.start(question)
+        asked.add_done_callback(self._read_ahead)
+        return asked
+
+    def _read_ahead(self, asked: concurrent.futures.Future[RowLease | Over | None]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        lease = asked.result()
+        if isinstance(lease, RowLease):
+            self._prefetcher.schedule([self._spec.plan[LeaseKey(*lease.key).lease]])
+
+    def _await(self, asked: concurrent.futures.Future[Any]) -> RowLease | Over | None:
+        answer: RowLease | Over | None = asked.result(LIMITS.poll_seconds + LIMITS.call_seconds)
+        self._standing.heard()
+        return answer
+
+    def _call(self, method: str, *arguments: object) -> Any:
+        generation = self._spec.directory.generation
+        return self._caller.run(self._caller.call(self._spec.ledger, method, generation, *arguments))

@@ -1,0 +1,84 @@
+"""The exceptions of the package: one family, so that ``except DaskBeliefError`` catches all of it.
+
+::
+
+    DaskBeliefError
+    ├── ArgumentError (ValueError)        an argument is refused at the door; its name comes first
+    ├── DataError (ValueError)            what a store or an array holds cannot be trained on
+    │   ├── MissingStoreError             there is no such store, or it lacks an array
+    │   ├── EmptyDataError                there are no rows
+    │   └── NonFiniteDataError            inputs or targets hold NaN or infinity
+    ├── NoGPU (RuntimeError)              CuPy was asked for by name and cannot be used
+    ├── NonFiniteError (ArithmeticError)  a loss or a gradient is NaN or infinite; says in which rows
+    ├── ReplicaError                      the objective raised inside a replica
+    ├── ClusterError
+    │   ├── NoWorkersError                the cluster has no worker (left) to train on
+    │   ├── CallTimeoutError (TimeoutError)  a call to an actor took longer than its limit
+    │   ├── ActorLostError                the worker of a shard, a coordinator or a ledger is gone
+    │   └── StaleError                    a message of another run, or of an older generation
+    └── NoProgressError                   nothing was finished for longer than the stated limit
+
+A message has three parts: what was asked, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+
+class DaskBeliefError(Exception):
+    """Base of every exception that the package raises on purpose."""
+
+
+class ArgumentError(DaskBeliefError, ValueError):
+    """An argument is refused before any work starts; the message begins with its name."""
+
+
+class DataError(DaskBeliefError, ValueError):
+    """What a store or an array holds cannot be trained on."""
+
+
+class MissingStoreError(DataError):
+    """There is no such store, or it lacks an array that was named."""
+
+
+class EmptyDataError(DataError):
+    """The data set has no rows."""
+
+
+class NonFiniteDataError(DataError):
+    """Inputs or targets hold NaN or infinity."""
+
+
+class NoGPU(DaskBeliefError, RuntimeError):
+    """CuPy was asked for by name and cannot be used on this machine; the message says why."""
+
+
+class NonFiniteError(DaskBeliefError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the message names the unit and its rows."""
+
+
+class ReplicaError(DaskBeliefError):
+    """The objective raised inside a replica; the message carries where, and the original error."""
+
+
+class ClusterError(DaskBeliefError):
+    """The Dask cluster cannot do, or can no longer do, what the run needs."""
+
+
+class NoWorkersError(ClusterError):
+    """The cluster has no worker, or none is left."""
+
+
+class CallTimeoutError(ClusterError, TimeoutError):
+    """A call took longer than its limit; the message names what was called, on which worker."""
+
+
+class ActorLostError(ClusterError):
+    """The worker of a shard, a coordinator or a ledger is gone, and its state with it."""
+
+
+class StaleError(ClusterError):
+    """A message of another run or of an older generation was refused."""
+
+
+class NoProgressError(ClusterError):
+    """Nothing was finished for longer than the stated limit."""

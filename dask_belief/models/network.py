@@ -1,0 +1,303 @@
+"""A network: layers and a loss, as a function of one flat vector of parameters."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_belief.backend import Array, Backend, get_backend
+from dask_belief.checks import check_count
+from dask_belief.errors import ArgumentError, DataError
+from dask_belief.models.layers import Layer, layer_from_config
+from dask_belief.models.layout import ParameterLayout, Shape, check_real, check_shape
+from dask_belief.models.losses import Loss, get_loss
+from dask_belief.models.propagation import Propagation
+from dask_belief.models.stack import Stack
+
+FORMAT = 1
+"""The version of what `Network.to_config` gives."""
+
+BATCH_ROWS = 4096
+"""Rows that `predict` and `evaluate` compute at once."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers and a loss; a description, which holds no parameters.
+
+    Conventions
+    -----------
+    `parameters` is one flat vector ``(n_parameters,)``, float32 or float64, and all is computed in its dtype. `inputs`
+    is ``(n_rows, ...)``, each row of as many numbers as ``input_shape`` has; `targets` are as
+    `dask_belief.models.losses` says. Losses and gradients are sums over rows, losses in float64. A loss that is not
+    finite is returned, not raised. Arrays on the host and on the network's device will both do; `out` must be where
+    the network computes. Any number of threads may use one network: each has buffers of its own.
+
+    A network pickles as its configuration and its backend's name.
+
+    Raises
+    ------
+    ArgumentError
+        There are no layers, a layer cannot take what the one before gives, or there is no such loss.
+
+    Examples
+    --------
+    >>> network = Network([Dense(512, "relu"), Dense(10)], loss="softmax", input_shape=(784,))  # doctest: +SKIP
+    >>> parameters = network.initial_parameters(seed=0)                                         # doctest: +SKIP
+    >>> loss, gradient = network.loss_and_gradient(parameters, inputs, targets)                 # doctest: +SKIP
+    """
+
+    layers: Sequence[Layer]
+    """From the inputs to the outputs."""
+
+    loss: str
+    """``"softmax"``, ``"logistic"`` or ``"squared"``."""
+
+    input_shape: Shape
+    """Of one row of inputs."""
+
+    backend: Backend = field(
+        default_factory=functools.partial(get_backend, "numpy"), compare=False, repr=False, kw_only=True
+    )
+    """What it computes with; see `on`."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "input_shape", check_shape("input_shape", self.input_shape))
+        if not self.layers or not all(isinstance(layer, Layer) for layer in self.layers):
+            raise ArgumentError(f"layers: expected one layer or more, got {self.layers!r}.")
+        self._loss.check_outputs(self.n_outputs)
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where each parameter array lies; ``"1.weights"`` are the weights of the second layer."""
+        return self._stack.layout
+
+    @property
+    def n_parameters(self) -> int:
+        """The length of the parameter vector."""
+        return self.layout.n_parameters
+
+    @property
+    def n_outputs(self) -> int:
+        """How many numbers the last layer gives for a row."""
+        return self._stack.n_outputs
+
+    @functools.cached_property
+    def penalised(self) -> npt.NDArray[np.bool_]:
+        """Which parameters a penalty on the weights covers, bool ``(n_parameters,)``; read-only."""
+        mask = self._stack.penalised()
+        mask.flags.writeable = False
+        return mask
+
+    def on(self, backend: Backend) -> Network:
+        """Give the same network, computing with another backend."""
+        return replace(self, backend=backend)
+
+    def initial_parameters(self, seed: int, dtype: npt.DTypeLike = np.float32) -> Array:
+        """Draw the first parameters, on the host.
+
+        Parameters
+        ----------
+        seed
+            The run's root seed. Each array has a stream of its own, so that another layer more changes no other.
+        dtype
+            float32 or float64, of the same numbers.
+        """
+        vector = np.empty(self.n_parameters, check_real(dtype, "dtype"))
+        self._stack.draw(seed, vector)
+        return vector
+
+    def loss_and_gradient(
+        self, parameters: Array, inputs: Array, targets: Array, *, out: Array | None = None
+    ) -> tuple[float, Array]:
+        """Give the loss and its gradient, both summed over the rows.
+
+        Parameters
+        ----------
+        parameters, inputs, targets
+            See the conventions of the class.
+        out
+            Where to write the gradient, of the shape and dtype of `parameters`; what it held does not count. Without
+            it the vector is new.
+
+        Returns
+        -------
+        loss_sum
+            Python float.
+        gradient_sum
+            `out`, or the new vector.
+
+        Raises
+        ------
+        ArgumentError
+            A shape or dtype does not fit, or targets lie outside the classes.
+        """
+        backend = self.backend
+        with backend.computing():
+            parameters = self._vector(parameters, "parameters")
+            gradient = backend.empty(self.n_parameters, parameters.dtype) if out is None else self._vector(out, "out")
+            if gradient.dtype != parameters.dtype:
+                raise ArgumentError(f"out: expected dtype {parameters.dtype}, as parameters, got {gradient.dtype}.")
+            rows = self._rows(inputs, parameters.dtype)
+            loss = self._propagation.loss_and_gradient(
+                self._stack.views(parameters), rows, targets, self._stack.views(gradient)
+            )
+        return loss, gradient
+
+    def predict(self, parameters: Array, inputs: Array, *, batch_rows: int = BATCH_ROWS) -> Array:
+        """Predict, from host to host.
+
+        Parameters
+        ----------
+        parameters, inputs
+            See the conventions of the class.
+        batch_rows
+            Rows computed at once.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(n_rows, n_outputs)``, of the dtype of `parameters`: probabilities, or values for ``"squared"``.
+        """
+        check_count("batch_rows", batch_rows)
+        backend = self.backend
+        with backend.computing():
+            parameters = self._vector(parameters, "parameters")
+            of_layers = self._stack.views(parameters)
+            predictions = np.empty((len(inputs), self.n_outputs), parameters.dtype)
+            for where in _batches(len(inputs), batch_rows):
+                rows = self._rows(inputs[where], parameters.dtype)
+                backend.to_host(self._propagation.predict(of_layers, rows), out=predictions[where])
+        return predictions
+
+    def evaluate(self, parameters: Array, inputs: Array, targets: Array) -> dict[str, float]:
+        """Give sums over the rows, which add up over any cut of the data.
+
+        Parameters
+        ----------
+        parameters, inputs, targets
+            See the conventions of the class.
+
+        Returns
+        -------
+        dict
+            ``"loss"``, ``"rows"``, and but for ``"squared"`` ``"correct"``: the rows whose likeliest answer is right.
+        """
+        if len(inputs) != len(targets):
+            raise ArgumentError(f"targets: expected as many rows as inputs, {len(inputs)}, got {len(targets)}.")
+        sums = {"loss": 0.0, "rows": float(len(inputs))}
+        with self.backend.computing():
+            parameters = self._vector(parameters, "parameters")
+            of_layers = self._stack.views(parameters)
+            for where in _batches(len(inputs), BATCH_ROWS):
+                rows = self._rows(inputs[where], parameters.dtype)
+                for name, value in self._propagation.evaluate(of_layers, rows, targets[where]).items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return sums
+
+    def check_data(
+        self,
+        input_shape: Shape,
+        target_shape: Shape,
+        target_dtype: npt.DTypeLike,
+        target_range: tuple[float, float] | None = None,
+    ) -> None:
+        """Refuse a data set that the network cannot learn from, before any work starts.
+
+        Parameters
+        ----------
+        input_shape, target_shape
+            Of one row.
+        target_dtype
+            As stored.
+        target_range
+            The lowest and the highest target; None where it is not known.
+
+        Raises
+        ------
+        DataError
+            The width of the inputs, or shape, dtype or values of the targets do not fit.
+        """
+        if math.prod(input_shape) != math.prod(self.input_shape):
+            raise DataError(
+                f"inputs: expected rows of shape {self.input_shape}, as the network's input_shape says, got "
+                f"{tuple(input_shape)}. Change input_shape, or the data."
+            )
+        self._loss.check_targets(tuple(target_shape), np.dtype(target_dtype), target_range, self.n_outputs)
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe the network in plain JSON; see `from_config`."""
+        return {
+            "format": FORMAT,
+            "input_shape": list(self.input_shape),
+            "layers": [layer.to_config() for layer in self.layers],
+            "loss": self.loss,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Network:
+        """Make the network that `to_config` described; it computes on the host.
+
+        Raises
+        ------
+        ArgumentError
+            The format, a key or a kind of layer is unknown, or a value is wrong.
+        """
+        expected = {"format", "input_shape", "layers", "loss"}
+        if set(config) != expected or config["format"] != FORMAT:
+            raise ArgumentError(
+                f"config: expected the keys {sorted(expected)} with format {FORMAT}, got {sorted(config)} with format "
+                f"{config.get('format')!r}. Another version wrote it, or it is no network."
+            )
+        layers = [layer_from_config(layer) for layer in config["layers"]]
+        return cls(layers, config["loss"], tuple(config["input_shape"]))
+
+    def __reduce__(self) -> tuple[object, tuple[dict[str, Any], Backend]]:
+        """Pickle as configuration and backend."""
+        return _restore, (self.to_config(), self.backend)
+
+    @functools.cached_property
+    def _stack(self) -> Stack:
+        return Stack(self.layers, self.input_shape)
+
+    @functools.cached_property
+    def _propagation(self) -> Propagation:
+        return Propagation(self._stack, self._loss, self.backend)
+
+    @property
+    def _loss(self) -> Loss:
+        return get_loss(self.loss)
+
+    def _vector(self, vector: Array, name: str) -> Array:
+        """Check a parameter vector or a gradient, and bring it to where the network computes."""
+        checked = self.backend.asarray(vector)
+        if checked is not vector and name == "out":
+            found = type(vector).__name__
+            raise ArgumentError(f"out: expected an array of backend {self.backend.name!r}, got {found}.")
+        self.layout.check(checked, name)
+        return checked
+
+    def _rows(self, inputs: Array, dtype: np.dtype[Any]) -> Array:
+        """Check the inputs, and bring them to where the network computes."""
+        rows = self.backend.asarray(inputs, dtype)
+        if rows.ndim == 0 or math.prod(rows.shape[1:]) != math.prod(self.input_shape):
+            raise ArgumentError(f"inputs: expected rows of shape {self.input_shape}, got an array of {rows.shape}.")
+        return rows.reshape(len(rows), *self.input_shape)
+
+
+def _restore(config: Mapping[str, Any], backend: Backend) -> Network:
+    return Network.from_config(config).on(backend)
+
+
+def _batches(n_rows: int, batch_rows: int) -> Iterator[slice]:
+    """Cut rows into runs; one of no rows where there are none, so that its sums still have every name."""
+    for start in range(0, max(1, n_rows), batch_rows):
+        yield slice(start, start + batch_rows)

@@ -1,0 +1,137 @@
+"""One line that tells how far a run has come, in a terminal, a notebook, or the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any, TextIO
+
+from dask_belief.monitoring.events import DownpourProgressed, Event, IterationEnded, RunStarted, Stopped, Validated
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressBar:
+    """A callback that shows the method, how far it is, the losses and the time.
+
+    ::
+
+        Sandblaster: iteration 12 of 100, loss 0.3456, validation 0.3561, 14 s |██▍                 | 12%
+
+    In a terminal and in a notebook it is a bar of tqdm's. Where stderr is neither (a file, a batch system), the line
+    goes to the log every few seconds instead. Where stderr is closed nothing is shown.
+
+    Parameters
+    ----------
+    progress
+        False: nothing is ever shown.
+    stream
+        Where the bar is written; None: `sys.stderr` as it is when the run starts.
+    delay_seconds
+        A run that ends sooner shows no bar.
+    interval_seconds
+        The time between two lines of the log, by the clock of the events.
+    """
+
+    def __init__(
+        self,
+        progress: bool = True,
+        *,
+        stream: TextIO | None = None,
+        delay_seconds: float = 2.0,
+        interval_seconds: float = 5.0,
+    ) -> None:
+        self.progress = progress
+        self.delay_seconds = delay_seconds
+        self.interval_seconds = interval_seconds
+        self._stream = stream
+        self._bar: Any = None
+        """The bar, between the start and the end of a run that has one."""
+        self._is_logging = False
+        self._logged_seconds = 0.0
+        self._run = RunStarted("training", n_rows=0, n_parameters=0, n_workers=0)
+        self._done = 0.0
+        """Iterations or epochs so far."""
+        self._losses: dict[str, float] = {}
+        """The last loss, and the last validation loss, under the words that are shown."""
+
+    def __call__(self, event: Event) -> None:
+        """Show what the event changed. Never raises because of where it writes: it then shows nothing more."""
+        if not self.progress:
+            return
+        try:
+            self._take(event)
+        except (OSError, ValueError) as error:
+            logger.debug("no more progress is shown: %s", error)
+            self._bar, self._is_logging = None, False
+
+    def close(self) -> None:
+        """Leave the bar as it is; for a run that ends without a `Stopped` event."""
+        bar, self._bar, self._is_logging = self._bar, None, False
+        if bar is not None:
+            bar.close()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._start(event)
+        elif isinstance(event, IterationEnded):
+            self._done, self._losses["loss"] = event.iteration, event.loss
+        elif isinstance(event, DownpourProgressed):
+            self._done, self._losses["loss"] = event.epochs, event.loss
+        elif isinstance(event, Validated):
+            self._losses["validation"] = event.loss
+        elif not isinstance(event, Stopped):
+            return
+        self._show(event.seconds, is_last=isinstance(event, Stopped))
+        if isinstance(event, Stopped):
+            self.close()
+
+    def _start(self, event: RunStarted) -> None:
+        self.close()
+        self._run, self._done, self._losses, self._logged_seconds = event, 0.0, {}, event.seconds
+        stream = self._stream or sys.stderr
+        if stream is None or stream.closed:
+            return
+        if stream.isatty() or _is_notebook():
+            self._bar = self._new_bar(stream)
+        else:
+            self._is_logging = True
+
+    def _new_bar(self, stream: TextIO) -> Any:
+        with warnings.catch_warnings():
+            # A notebook without ipywidgets gets tqdm's text bar; it need not be told each time.
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            from tqdm.auto import tqdm
+        planned = self._run.planned
+        return tqdm(
+            total=planned,
+            delay=self.delay_seconds,
+            bar_format="{desc}" if planned is None else "{desc} |{bar:20}|{percentage:3.0f}%",
+            miniters=0,
+            # A notebook's bar is drawn by the browser.
+            file=None if _is_notebook() else stream,
+        )
+
+    def _show(self, seconds: float, is_last: bool) -> None:
+        line = self._line(seconds)
+        if self._bar is not None:
+            self._bar.set_description_str(line, refresh=False)
+            self._bar.update(self._done - self._bar.n)
+        elif self._is_logging and (is_last or seconds - self._logged_seconds >= self.interval_seconds):
+            logger.info("%s", line)
+            self._logged_seconds = seconds
+
+    def _line(self, seconds: float) -> str:
+        singular = {"iterations": "iteration", "epochs": "epoch"}.get(self._run.planned_unit, self._run.planned_unit)
+        limit = "" if self._run.planned is None else f" of {self._run.planned:g}"
+        done = f"{self._done:.0f}" if singular == "iteration" else f"{self._done:.2f}"
+        losses = [f"{name} {loss:.4g}" for name, loss in self._losses.items()]
+        return f"{self._run.method}: " + ", ".join([f"{singular} {done}{limit}", *losses, f"{seconds:.0f} s"])
+
+
+def _is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config

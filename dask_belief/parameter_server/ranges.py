@@ -1,0 +1,62 @@
+"""How one flat vector is cut: into blocks for sums, shards for actors, pieces for messages.
+
+::
+
+    parameters  0                                                              n_parameters
+    blocks      |----|----|----|----|----|----|----|----|----|----|----|----|-|     65,536 each
+    shards      |              0              |              1              |     whole blocks
+    pieces      |         0         |    1    |         0         |    1    |     at most 32 MiB each, whole blocks
+
+A dot product is formed per block and joined in a tree over block numbers, so that it does not depend on the number
+of shards; a piece is the unit of transfer, and of what a shard notes as applied.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dask_belief.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 65_536
+PIECE_BYTES = 32 * 2**20
+
+
+def n_blocks(n_parameters: int) -> int:
+    """The number of blocks of the whole vector, of which the last may be short."""
+    return -(-n_parameters // BLOCK)
+
+
+def shard_ranges(n_parameters: int, n_shards: int) -> tuple[range, ...]:
+    """The contiguous range of each shard, with borders on multiples of `BLOCK`.
+
+    A vector of fewer blocks than `n_shards` gets one shard a block: a smaller shard would cost a message and gain
+    nothing.
+
+    Raises
+    ------
+    ArgumentError
+        When there are fewer parameters than shards, or no shard.
+    """
+    if n_shards < 1:
+        raise ArgumentError(f"n_shards: expected 1 or more, got {n_shards}.")
+    if n_shards > n_parameters:
+        raise ArgumentError(
+            f"n_shards: {n_shards} shards were asked for, but there are only {n_parameters} parameters. Ask for fewer."
+        )
+    blocks = n_blocks(n_parameters)
+    if n_shards > blocks:
+        logger.info("%d shards asked for, %d used: a shard holds at least %d parameters", n_shards, blocks, BLOCK)
+        n_shards = blocks
+    borders = [blocks * index // n_shards * BLOCK for index in range(n_shards)] + [n_parameters]
+    return tuple(range(start, stop) for start, stop in zip(borders[:-1], borders[1:], strict=True))
+
+
+def pieces(shard: range, dtype: DTypeLike) -> tuple[range, ...]:
+    """The pieces in which a shard's range travels."""
+    step = PIECE_BYTES // (BLOCK * np.dtype(dtype).itemsize) * BLOCK
+    return tuple(range(start, min(start + step, shard.stop)) for start in range(shard.start, shard.stop, step))

@@ -1,0 +1,136 @@
+"""What a run gives back, and how it is kept: a Zarr group with plain JSON beside the parameters, no pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_belief.errors import ArgumentError, DataError, MissingStoreError
+from dask_belief.models.network import Network
+from dask_belief.monitoring.history import History
+from dask_belief.objective import Objective
+from dask_belief.optim.stopping import Stop
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The best point of a run, and how it was found.
+
+    Attributes
+    ----------
+    parameters
+        ``(n_parameters,)``, of the run's dtype.
+    loss
+        The objective at `parameters`: mean loss over all training rows, and penalty.
+    validation
+        Means over the validation set at `parameters`: ``loss``, ``accuracy``; empty without one.
+    stop
+        Why the run ended, with numbers and advice.
+    history
+        What happened: ``history["loss"]``, ``history.to_frame()``, ``history.plot()``.
+    method
+        The name of the method.
+    seconds
+        From the start of the run to its end.
+    passes
+        Over the training rows.
+    repeatable
+        Whether all replicas were of one kind, so that the same run on such replicas has the same bits (Sandblaster,
+        and Downpour with one replica).
+    objective
+        What was trained; None when it was loaded and is no `Network`.
+    """
+
+    parameters: NDArray[np.floating]
+    loss: float
+    validation: dict[str, float]
+    stop: Stop
+    history: History
+    method: str
+    seconds: float
+    passes: float
+    repeatable: bool
+    objective: Objective | None
+
+    def predict(self, inputs: NDArray[Any]) -> NDArray[np.floating]:
+        """Give the objective's predictions at the best parameters.
+
+        Parameters
+        ----------
+        inputs
+            Rows, scaled as the training rows were.
+
+        Raises
+        ------
+        ArgumentError
+            When the objective does not predict.
+        """
+        predict = getattr(self.objective, "predict", None)
+        if predict is None:
+            raise ArgumentError("predict: the objective of this result has no predict(parameters, inputs).")
+        predictions: NDArray[np.floating] = predict(self.parameters, inputs)
+        return predictions
+
+    def save(self, store: str | Path) -> None:
+        """Write the result as a Zarr group: parameters as an array, all else as JSON attributes.
+
+        An objective without ``to_config`` is left out; parameters and history are kept all the same.
+        """
+        import zarr
+
+        to_config = getattr(self.objective, "to_config", None)
+        group = zarr.open_group(str(store), mode="w")
+        array = group.create_array("parameters", shape=self.parameters.shape, dtype=self.parameters.dtype)
+        array[:] = self.parameters
+        group.attrs["dask_belief_result"] = {
+            "format": FORMAT,
+            "network": to_config() if isinstance(self.objective, Network) and to_config else None,
+            "loss": self.loss,
+            "validation": self.validation,
+            "stop": self.stop.to_config(),
+            "history": self.history.to_config(),
+            "method": self.method,
+            "seconds": self.seconds,
+            "passes": self.passes,
+            "repeatable": self.repeatable,
+        }
+
+
+def load_result(store: str | Path) -> TrainingResult:
+    """Open what `TrainingResult.save` wrote.
+
+    Raises
+    ------
+    MissingStoreError
+        When there is no result at `store`.
+    DataError
+        When it was written by a newer version.
+    """
+    import zarr
+
+    try:
+        group = zarr.open_group(str(store), mode="r")
+        kept: Any = group.attrs["dask_belief_result"]
+        parameters = np.asarray(group["parameters"][:])  # type: ignore[index]
+    except (FileNotFoundError, KeyError) as error:
+        raise MissingStoreError(f"{store}: holds no saved result. Give the path that was given to save().") from error
+    if kept["format"] > FORMAT:
+        raise DataError(f"{store}: has format {kept['format']}, this version knows up to {FORMAT}. Update dask_belief.")
+    return TrainingResult(
+        parameters=parameters,
+        loss=kept["loss"],
+        validation=dict(kept["validation"]),
+        stop=Stop.from_config(kept["stop"]),
+        history=History.from_config(kept["history"]),
+        method=kept["method"],
+        seconds=kept["seconds"],
+        passes=kept["passes"],
+        repeatable=kept["repeatable"],
+        objective=None if kept["network"] is None else Network.from_config(kept["network"]),
+    )

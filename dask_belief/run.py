@@ -1,0 +1,239 @@
+"""What both methods' drivers share: the facts of a run, its clock, its events, the best point kept, validation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from dask_belief.cluster.membership import Lost
+from dask_belief.data.dataset import Dataset
+from dask_belief.evaluation import Evaluation
+from dask_belief.monitoring.callbacks import CallbackList
+from dask_belief.monitoring.events import Event, Rebuilt, Validated, WorkerJoined, WorkerLost
+from dask_belief.monitoring.metrics import MetricSums
+from dask_belief.objective import Objective
+from dask_belief.optim.stopping import Stop, StopReason
+from dask_belief.parameter_server.client import Directory
+from dask_belief.parameter_server.deployment import Deployment
+
+logger = logging.getLogger(__name__)
+
+Vector = NDArray[np.floating]
+
+# Copying the parameters to the driver, and validating, may take this part of a run's time each.
+_KEEPING_SHARE = 0.05
+_VALIDATING_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is to be trained, on what, and where.
+
+    Attributes
+    ----------
+    name
+        Of the run, unique on the cluster.
+    client, objective, dataset, validation
+        As given to `dask_belief.train`.
+    initial
+        Where training begins, ``(n_parameters,)``, of the run's dtype.
+    seed, dtype, backend
+        The root seed, the name of the dtype, the name of the backend.
+    """
+
+    name: str
+    client: Client
+    objective: Objective
+    dataset: Dataset
+    validation: Dataset | None
+    initial: Vector
+    seed: int
+    dtype: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a driver gives back.
+
+    Attributes
+    ----------
+    parameters
+        The best point, on the host.
+    loss
+        The objective there, over all training rows.
+    stop
+        Why the run ended.
+    passes
+        Over the data, the evaluation of validation sets not counted.
+    repeatable
+        Whether all replicas were of one kind, so that a repetition has the same bits.
+    validation
+        The means over the validation set at `parameters`; empty without one.
+    """
+
+    parameters: Vector
+    loss: float
+    stop: Stop
+    passes: float
+    repeatable: bool
+    validation: dict[str, float]
+
+
+class Share:
+    """Keeps something that is done now and then within a part of the run's time; pure.
+
+    Parameters
+    ----------
+    share
+        The part, between 0 and 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._ready_at = 0.0
+
+    def is_due(self, now: float) -> bool:
+        """Whether enough time has passed since the last one."""
+        return now >= self._ready_at
+
+    def took(self, began: float, ended: float) -> None:
+        """Note what the last one cost."""
+        self._ready_at = ended + (ended - began) * (1 - self._share) / self._share
+
+
+class Run:
+    """One run as its driver lives it.
+
+    Parameters
+    ----------
+    facts
+        What is trained.
+    callbacks
+        Who hears of it.
+
+    Attributes
+    ----------
+    facts
+        As given.
+    best
+        The best parameters on the host: the initial ones at first.
+    kinds
+        What decides the last bits of replicas' results, each that was seen.
+    """
+
+    def __init__(self, facts: Facts, callbacks: CallbackList) -> None:
+        self.facts = facts
+        self.best = facts.initial.copy()
+        self.kinds: set[str] = set()
+        self._callbacks = callbacks
+        self._began = time.monotonic()
+        self._should_stop = False
+        self._keeping = Share(_KEEPING_SHARE)
+        self._validating = Share(_VALIDATING_SHARE)
+        self._validation: Evaluation | None = None
+        if facts.validation is not None:
+            self._validation = self.evaluation(facts.validation, "validation")
+        self._validated_at = (0.0, 0.0)
+        self._means: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._began
+
+    def emit(self, event: Event) -> None:
+        """Tell the callbacks."""
+        if self._callbacks(event):
+            self._should_stop = True
+
+    def asked_to_stop(self, **numbers: float) -> Stop | None:
+        """The reason to stop when a callback asked for it."""
+        return Stop(StopReason.CALLBACK, numbers) if self._should_stop else None
+
+    def evaluation(self, dataset: Dataset, what: str) -> Evaluation:
+        """Evaluate a data set on the run's cluster."""
+        facts = self.facts
+        return Evaluation(facts.client, facts.objective, dataset, facts.backend, facts.name, what)
+
+    def note_changes(self, deployment: Deployment) -> None:
+        """Tell of workers that came and went."""
+        for change in deployment.changes:
+            kind = WorkerLost if isinstance(change, Lost) else WorkerJoined
+            self.emit(kind(change.worker, self.seconds))
+        deployment.changes.clear()
+
+    def note_rebuild(self, reason: str, lost: str) -> None:
+        """Tell that a generation was lost and another is made; what it was validating is forgotten."""
+        logger.warning("%s Going on with new actors: %s.", reason, lost)
+        if self._validation is not None:
+            self._validation.drop()
+        self.emit(Rebuilt(reason, lost, self.seconds))
+
+    def note_kinds(self, kinds: tuple[str, ...]) -> None:
+        """Take note of the replicas' kinds; a mixed set is warned of once."""
+        was_one = len(self.kinds) <= 1
+        self.kinds.update(kinds)
+        if was_one and len(self.kinds) > 1:
+            logger.warning("replicas of different kinds: the run cannot be repeated to the bit. %s", sorted(self.kinds))
+
+    def read(self, deployment: Deployment, name: str) -> Vector:
+        """Copy a vector of the shards to the driver."""
+        into = np.empty_like(self.facts.initial)
+        deployment.run(deployment.server.read(name, into))
+        return into
+
+    def keep(self, deployment: Deployment, name: str, is_final: bool = False) -> None:
+        """Copy a vector of the shards to `best`, within the share of time that this may take; always when final."""
+        began = self.seconds
+        if is_final or self._keeping.is_due(began):
+            self.best = self.read(deployment, name)
+            self._keeping.took(began, self.seconds)
+
+    # Validation runs beside the training, at a vector of the shards that is a copy.
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether a validation set is given, none is under way, and enough time has passed since the last."""
+        validation = self._validation
+        return validation is not None and not validation.is_running and self._validating.is_due(self.seconds)
+
+    def start_validation(self, directory: Directory, passes: float) -> None:
+        """Begin to validate at the shards' snapshot."""
+        if self._validation is not None:
+            self._validated_at = (self.seconds, passes)
+            self._validation.start(directory)
+
+    def poll_validation(self) -> dict[str, float] | None:
+        """Tell of a validation that has come to its end, and give its means."""
+        if self._validation is None or not self._validation.is_running:
+            return None
+        sums = self._validation.poll()
+        return None if sums is None else self._tell(sums)
+
+    def finish_validation(self) -> dict[str, float]:
+        """Wait for a validation under way, and give the newest means; empty without a validation set."""
+        if self._validation is not None and self._validation.is_running:
+            self._tell(self._validation.finish())
+        return self._means
+
+    def _tell(self, sums: MetricSums) -> dict[str, float]:
+        began, passes = self._validated_at
+        self._validating.took(began, self.seconds)
+        means = sums.means()
+        metrics = {name: mean for name, mean in means.items() if name != "loss"}
+        self.emit(Validated(loss=sums.mean_loss, metrics=metrics, passes=passes, seconds=began))
+        self._means = means
+        return means
+
+    def close(self) -> None:
+        """Leave nothing under way."""
+        if self._validation is not None:
+            self._validation.drop()
+
+

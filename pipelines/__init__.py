@@ -1,0 +1,1 @@
+"""Worked examples: each folder prepares one kind of data, describes a network for it and trains it."""

@@ -1,0 +1,264 @@
+"""Every operation against its plain formula in float64, over the shapes and dtypes at which blocks could go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dask_belief.backend import Array, Backend
+from dask_belief.backend.operations import BLOCK_ELEMENTS, FEW_COLUMNS, OPERATIONS
+
+SEED = 11
+SHAPES = [
+    (0, 3),  # no rows
+    (1, 1),
+    (7, 5),
+    (2 * (BLOCK_ELEMENTS // 10) + 1, 10),  # two blocks and a row
+    (33, 1031),
+    (3, BLOCK_ELEMENTS + 5),  # a row longer than a block
+]
+LENGTHS = [0, 1, 1000, BLOCK_ELEMENTS, 2 * BLOCK_ELEMENTS + 17]
+REAL = [np.float32, np.float64]
+ACTIVATIONS: dict[str | None, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    None: lambda z: z,
+    "relu": lambda z: np.where(z > 0, z, 0),
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+}
+SLOPES: dict[str | None, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    None: np.ones_like,
+    "relu": lambda a: (a > 0).astype(float),
+    "sigmoid": lambda a: a * (1 - a),
+    "tanh": lambda a: 1 - a**2,
+}
+
+
+def draw(*shape: int, dtype: type[np.floating] = np.float32) -> Array:
+    return np.random.default_rng(SEED).standard_normal(shape).astype(dtype)
+
+
+def close(backend: Backend, found: Array, expected: Array, scale: float = 1.0) -> None:
+    """Compare to a few roundings of the dtype, of numbers of about `scale`."""
+    host = backend.to_host(found)
+    tolerance = 50 * float(np.finfo(host.dtype).eps)
+    np.testing.assert_allclose(host, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def wide(values: Array) -> NDArray[np.float64]:
+    return values.astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bias_activation(backend: Backend, activation: str | None, shape: tuple[int, int], dtype: type) -> None:
+    """The bias is added to each row and the activation taken, in place."""
+    z, bias = draw(*shape, dtype=dtype), draw(shape[1], dtype=dtype)
+    on_device = backend.asarray(z.copy())
+    backend.bias_activation_(on_device, backend.asarray(bias), activation)
+    close(backend, on_device, ACTIVATIONS[activation](wide(z) + wide(bias)))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_gradient(backend: Backend, activation: str | None, shape: tuple[int, int], dtype: type) -> None:
+    """What comes from above is multiplied by the derivative, found from the activation's value."""
+    activated = ACTIVATIONS[activation](wide(draw(*shape, dtype=dtype))).astype(dtype)
+    delta = draw(*shape, dtype=dtype)[::-1].copy()
+    on_device = backend.asarray(delta.copy())
+    backend.activation_gradient_(on_device, backend.asarray(activated), activation)
+    close(backend, on_device, wide(delta) * SLOPES[activation](wide(activated)))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_softmax_and_its_cross_entropy(backend: Backend, shape: tuple[int, int], dtype: type) -> None:
+    """Loss, gradient and probabilities are those of the formula, on either side of `FEW_COLUMNS`."""
+    z = draw(*shape, dtype=dtype)
+    targets = np.random.default_rng(SEED).integers(0, shape[1], shape[0])
+    exponentials = np.exp(wide(z))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    rows = np.arange(shape[0])
+    expected_losses = -np.log(probabilities[rows, targets])
+
+    on_device, losses = backend.asarray(z.copy()), backend.empty(shape[0], dtype)
+    backend.softmax_cross_entropy_(on_device, backend.asarray(targets), losses)
+    close(backend, losses, expected_losses, scale=10)
+    expected = probabilities.copy()
+    expected[rows, targets] -= 1
+    close(backend, on_device, expected)
+
+    on_device = backend.asarray(z.copy())
+    backend.softmax_(on_device)
+    close(backend, on_device, probabilities)
+
+
+def test_both_ways_to_the_largest_are_met() -> None:
+    """The shapes above lie on either side of the bound that chooses how NumPy finds the largest of a row."""
+    assert {columns <= FEW_COLUMNS for _, columns in SHAPES} == {True, False}
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logistic(backend: Backend, shape: tuple[int, int], dtype: type) -> None:
+    """Losses are summed over the outputs of a row; the gradient is the probability less the target."""
+    z = draw(*shape, dtype=dtype)
+    targets = (draw(*shape)[:, ::-1] > 0).astype(dtype)
+    on_device, losses = backend.asarray(z.copy()), backend.empty(shape[0], dtype)
+    backend.logistic_(on_device, backend.asarray(targets), losses)
+    probabilities = 1 / (1 + np.exp(-wide(z)))
+    expected = -np.where(targets == 1, np.log(probabilities), np.log(1 - probabilities)).sum(axis=1)
+    close(backend, losses, expected, scale=shape[1])
+    close(backend, on_device, probabilities - targets)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_squared_error(backend: Backend, shape: tuple[int, int], dtype: type) -> None:
+    """The loss is half the sum of squares, the gradient the difference."""
+    z, targets = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype)[::-1].copy()
+    on_device, losses = backend.asarray(z.copy()), backend.empty(shape[0], dtype)
+    backend.squared_error_(on_device, backend.asarray(targets), losses)
+    close(backend, losses, 0.5 * ((wide(z) - wide(targets)) ** 2).sum(axis=1), scale=shape[1])
+    close(backend, on_device, wide(z) - wide(targets))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_losses_are_stable_at_large_logits(backend: Backend, dtype: type) -> None:
+    """At logits of plus and minus 10,000 losses and gradients are exact, not infinite or NaN."""
+    big = 1e4
+    z = np.array([[big, -big], [big, -big], [big, big]], dtype)
+    on_device, losses = backend.asarray(z.copy()), backend.empty(3, dtype)
+    backend.softmax_cross_entropy_(on_device, backend.asarray(np.array([0, 1, 0])), losses)
+    close(backend, losses, np.array([0, 2 * big, np.log(2)]))
+    close(backend, on_device, np.array([[0, 0], [1, -1], [-0.5, 0.5]]))
+
+    on_device, losses = backend.asarray(z.copy()), backend.empty(3, dtype)
+    targets = np.array([[1, 0], [0, 1], [1, 1]], dtype)
+    backend.logistic_(on_device, backend.asarray(targets), losses)
+    close(backend, losses, np.array([0, 2 * big, 0]))
+    close(backend, on_device, np.array([[0, 0], [1, -1], [0, 0]]))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_sigmoid_keeps_its_lower_tail(backend: Backend, dtype: type) -> None:
+    """Small probabilities keep their relative accuracy, so that rare events can be ranked; none overflows."""
+    z = np.array([[-80.0, -40.0, -1.0, 0.0, 3.0, 1e4, -1e4]], dtype)
+    on_device = backend.asarray(z.copy())
+    backend.sigmoid_(on_device)
+    expected = [[np.exp(-80.0), np.exp(-40.0), 1 / (1 + np.e), 0.5, 1 / (1 + np.exp(-3.0)), 1.0, 0.0]]
+    np.testing.assert_allclose(backend.to_host(on_device), expected, rtol=50 * float(np.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("operation", ["softmax_cross_entropy_", "logistic_", "squared_error_"])
+def test_a_logit_that_is_not_a_number_makes_its_loss_one(backend: Backend, operation: str) -> None:
+    """NaN reaches the loss of its row and of no other, and nothing warns."""
+    z = np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]], np.float32)
+    targets = np.array([0, 1]) if "softmax" in operation else np.zeros((2, 3), np.float32)
+    losses = backend.empty(2, np.float32)
+    getattr(backend, operation)(backend.asarray(z), backend.asarray(targets), losses)
+    assert np.isnan(backend.to_host(losses)).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_vector_algebra(backend: Backend, length: int, dtype: type) -> None:
+    """axpy_ and add_ write their second array, scale_ its only one."""
+    x, y = draw(length, dtype=dtype), draw(length, dtype=dtype)[::-1].copy()
+    on_device = backend.asarray(y.copy())
+    backend.axpy_(-0.3, backend.asarray(x), on_device)
+    close(backend, on_device, wide(y) - 0.3 * wide(x))
+    on_device = backend.asarray(y.copy())
+    backend.add_(backend.asarray(x), on_device)
+    close(backend, on_device, wide(y) + wide(x))
+    on_device = backend.asarray(y.copy())
+    backend.scale_(0.7, on_device)
+    close(backend, on_device, 0.7 * wide(y))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rules(backend: Backend, length: int, dtype: type) -> None:
+    """Two steps of each rule give what its formula gives, state included."""
+    rate, momentum, epsilon = 0.1, 0.9, 1e-8
+    start = draw(length, dtype=dtype)
+    gradients = [draw(length, dtype=dtype)[::-1].copy(), draw(length, dtype=dtype)]
+    state = {name: backend.asarray(start.copy()) for name in ("sgd", "momentum", "adagrad")}
+    velocity, accumulator = backend.zeros(length, dtype), backend.asarray(np.full(length, 0.1, dtype))
+    plain = {name: wide(start) for name in state}
+    plain_velocity, plain_accumulator = np.zeros(length), wide(np.full(length, 0.1, dtype))
+    for gradient in gradients:
+        on_device, g = backend.asarray(gradient), wide(gradient)
+        backend.sgd_(state["sgd"], on_device, rate)
+        backend.momentum_(state["momentum"], on_device, velocity, rate, momentum)
+        backend.adagrad_(state["adagrad"], on_device, accumulator, rate, epsilon)
+        plain["sgd"] -= rate * g
+        plain_velocity = momentum * plain_velocity + g
+        plain["momentum"] -= rate * plain_velocity
+        plain_accumulator += g * g
+        plain["adagrad"] -= rate * g / (np.sqrt(plain_accumulator) + epsilon)
+    for name, values in state.items():
+        close(backend, values, plain[name])
+    close(backend, velocity, plain_velocity)
+    close(backend, accumulator, plain_accumulator)
+
+
+def test_scatter_add_counts_repeated_indices(backend: Backend) -> None:
+    """Each source row is added to the row of its index, also where an index comes many times."""
+    generator = np.random.default_rng(SEED)
+    indices = generator.integers(0, 5, 300)
+    source, destination = draw(300, 7, dtype=np.float64), draw(6, 7, dtype=np.float64)
+    expected = destination.copy()
+    for index, row in zip(indices, source, strict=True):
+        expected[index] += row
+    on_device = backend.asarray(destination.copy())
+    backend.scatter_add_(on_device, backend.asarray(indices), backend.asarray(source))
+    # The same additions in the same order: the same bits.
+    np.testing.assert_array_equal(backend.to_host(on_device), expected)
+
+
+def test_a_second_call_gives_the_same_bits(backend: Backend) -> None:
+    """Scratch that an earlier, larger call left behind changes nothing."""
+    z, targets = draw(40, 12), np.random.default_rng(SEED).integers(0, 12, 40)
+
+    def once() -> Array:
+        on_device, losses = backend.asarray(z.copy()), backend.empty(40, np.float32)
+        backend.bias_activation_(on_device, backend.asarray(z[0]), "sigmoid")
+        backend.activation_gradient_(on_device, backend.asarray(z), "tanh")
+        backend.softmax_cross_entropy_(on_device, backend.asarray(targets), losses)
+        return backend.to_host(on_device)
+
+    first = once()
+    large = backend.asarray(draw(2000, 100))
+    backend.activation_gradient_(large, backend.asarray(draw(2000, 100)), "tanh")
+    np.testing.assert_array_equal(once(), first)
+
+
+def test_arguments_that_are_only_read_stay_as_they_are(backend: Backend) -> None:
+    """Operations write what their formulas say and nothing else."""
+    bias, activated, targets = draw(4), draw(3, 4), draw(3, 4)
+    read_only = [backend.asarray(values.copy()) for values in (bias, activated, targets)]
+    z, losses = backend.asarray(draw(3, 4)), backend.empty(3, np.float32)
+    for activation in ACTIVATIONS:
+        backend.bias_activation_(z, read_only[0], activation)
+        backend.activation_gradient_(z, read_only[1], activation)
+    backend.logistic_(z, read_only[2], losses)
+    backend.squared_error_(z, read_only[2], losses)
+    backend.adagrad_(z, read_only[1], backend.asarray(np.ones((3, 4), np.float32)), 0.1, 1e-8)
+    backend.axpy_(2.0, read_only[1], z)
+    for kept, before in zip(read_only, (bias, activated, targets), strict=True):
+        np.testing.assert_array_equal(backend.to_host(kept), before)
+
+
+def test_views_with_gaps_are_written_on_the_host() -> None:
+    """The NumPy bodies take strided views, as a slice of columns is, and leave what lies between."""
+    whole = draw(50, 20)
+    before = whole.copy()
+    OPERATIONS["bias_tanh"].numpy(np.zeros(10, np.float32), whole[:, ::2])
+    close_to = np.tanh(wide(before[:, ::2]))
+    np.testing.assert_allclose(whole[:, ::2], close_to, rtol=1e-5)
+    np.testing.assert_array_equal(whole[:, 1::2], before[:, 1::2])
