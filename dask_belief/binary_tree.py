@@ -1,14 +1,14 @@
-"""The fixed shape of every sum: a binary tree over numbered leaves.
+r"""The fixed shape of every sum: a binary tree over numbered leaves.
 
 Rounding depends on the order of additions, so a sum that is to have the same bits whoever forms its parts must have
-one shape. Node ``(level, index)`` covers the leaves from ``index * 2**level`` up to, not including,
-``(index + 1) * 2**level``, cut at the end; its value is its left child's plus its right child's, and a right child
+one shape. Node ``(level, number)`` covers the leaves from ``number * 2**level`` up to, not including,
+``(number + 1) * 2**level``, cut at the end; its value is its left child's plus its right child's, and a right child
 that lies behind the end adds nothing::
 
     level 2            (2,0)           (2,1)
-                      /     \\             |
+                      /     \             |
     level 1       (1,0)     (1,1)       (1,2)
-                  /   \\     /   \\         |
+                  /   \     /   \         |
     leaves       0     1   2     3       4
 
 A node's value depends on its leaves alone. So parts may be repeated, copied, reordered or sent by the dead: of two
@@ -27,28 +27,28 @@ class Node(NamedTuple):
     """One node of the tree; ``level`` 0 is a leaf."""
 
     level: int
-    index: int
+    number: int
 
     def parent(self) -> Node:
         """The node above."""
-        return Node(self.level + 1, self.index // 2)
+        return Node(self.level + 1, self.number // 2)
 
     def sibling(self) -> Node:
         """The other child of the node above."""
-        return Node(self.level, self.index ^ 1)
+        return Node(self.level, self.number ^ 1)
 
     def children(self) -> tuple[Node, Node]:
         """Left and right child, of which the right one may lie behind the end; a leaf has none to ask for."""
-        return Node(self.level - 1, 2 * self.index), Node(self.level - 1, 2 * self.index + 1)
+        return Node(self.level - 1, 2 * self.number), Node(self.level - 1, 2 * self.number + 1)
 
     def leaves(self, n_leaves: int) -> range:
         """The leaves that the node covers, in a tree of ``n_leaves``; empty behind the end."""
-        start = self.index << self.level
+        start = self.number << self.level
         return range(min(start, n_leaves), min(start + (1 << self.level), n_leaves))
 
     def covers(self, other: Node) -> bool:
         """Whether `other` is this node or lies below it."""
-        return other.level <= self.level and other.index >> (self.level - other.level) == self.index
+        return other.level <= self.level and other.number >> (self.level - other.level) == self.number
 
 
 def root(n_leaves: int) -> Node:
@@ -64,7 +64,7 @@ def cover(start: int, stop: int, n_leaves: int) -> list[Node]:
     nodes = []
     while start < stop:
         node = Node(0, start)
-        while node.index % 2 == 0 and node.level < root(n_leaves).level:
+        while node.number % 2 == 0 and node.level < root(n_leaves).level:
             wider = node.parent()
             if wider.leaves(n_leaves).stop > stop:
                 break
@@ -98,7 +98,7 @@ class TreeSum(Generic[Value]):
 
     def is_covered(self, node: Node) -> bool:
         """Whether the sum has the leaves of `node` already, by it or by a node above it."""
-        return any(Node(level, node.index >> (level - node.level)) in self.waiting for level in self._levels(node))
+        return any(Node(level, node.number >> (level - node.level)) in self.waiting for level in self._levels(node))
 
     def add(self, node: Node, value: Value) -> bool:
         """Take the value of one node.
@@ -119,7 +119,7 @@ class TreeSum(Generic[Value]):
                 pass
             elif sibling not in self.waiting:
                 break
-            elif node.index % 2 == 0:
+            elif node.number % 2 == 0:
                 value = self._join(value, self.waiting.pop(sibling))
             else:
                 value = self._join(self.waiting.pop(sibling), value)

@@ -92,7 +92,7 @@ class Evaluation:
         self._backend = backend
         self._prefix = f"{what}-{run}"
         self._numbers = itertools.count()
-        self._futures: list[Future] = []
+        self._futures: list[Future[dict[str, float]]] = []
 
     @property
     def is_running(self) -> bool:

@@ -88,7 +88,7 @@ class TrainingResult:
         group = zarr.open_group(str(store), mode="w")
         array = group.create_array("parameters", shape=self.parameters.shape, dtype=self.parameters.dtype)
         array[:] = self.parameters
-        group.attrs["dask_belief_result"] = {
+        kept: dict[str, Any] = {
             "format": FORMAT,
             "network": to_config() if isinstance(self.objective, Network) and to_config else None,
             "loss": self.loss,
@@ -100,6 +100,7 @@ class TrainingResult:
             "passes": self.passes,
             "repeatable": self.repeatable,
         }
+        group.attrs["dask_belief_result"] = kept
 
 
 def load_result(store: str | Path) -> TrainingResult:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dask_belief.cluster.membership import Lost
+from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.membership import Lost, Membership, wait_for_a_worker
 from dask_belief.data.dataset import Dataset
+from dask_belief.errors import ActorLostError, ClusterError
 from dask_belief.evaluation import Evaluation
 from dask_belief.monitoring.callbacks import CallbackList
-from dask_belief.monitoring.events import Event, Rebuilt, Validated, WorkerJoined, WorkerLost
+from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Validated, WorkerJoined, WorkerLost
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.objective import Objective
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.parameter_server.client import Directory
-from dask_belief.parameter_server.deployment import Deployment
+from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec, deployed
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,9 @@ Vector = NDArray[np.floating]
 # Copying the parameters to the driver, and validating, may take this part of a run's time each.
 _KEEPING_SHARE = 0.05
 _VALIDATING_SHARE = 0.2
+
+# So many generations may be lost in a row, each within a minute of its start, before the run gives up.
+_SHORT_LIVED_GENERATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,55 @@ class Run:
         """Since the run began."""
         return time.monotonic() - self._began
 
+    def through_generations(
+        self,
+        spec: DeploymentSpec,
+        planned: tuple[float, str],
+        live: Callable[[Deployment], Outcome],
+        lost: Callable[[], str],
+    ) -> Outcome:
+        """Open one generation of actors after another until one lives to the end of the run.
+
+        Parameters
+        ----------
+        spec
+            What a generation is made of.
+        planned
+            How much is to come, and in what it is counted, for those who show progress.
+        live
+            Trains on an open generation; ends with `ActorLostError` when it is lost.
+        lost
+            Says what the loss of a generation cost.
+
+        Raises
+        ------
+        ClusterError
+            When several generations in a row were lost within a minute of their start, or no worker comes back.
+        """
+        facts, short_lived = self.facts, 0
+        membership = Membership(facts.client, f"dask-belief-{facts.name}")
+        n_workers, n_parameters = len(membership.workers), facts.objective.n_parameters
+        self.emit(RunStarted(spec.method, facts.dataset.n_rows, n_parameters, n_workers, *planned))
+        try:
+            for generation in itertools.count():
+                began = time.monotonic()
+                try:
+                    with deployed(facts.client, spec, generation, membership) as deployment:
+                        return live(deployment)
+                except ActorLostError as error:
+                    self._note_rebuild(str(error), lost())
+                short_lived = short_lived + 1 if time.monotonic() - began < LIMITS.start_seconds else 0
+                if short_lived > _SHORT_LIVED_GENERATIONS:
+                    raise ClusterError(
+                        f"{short_lived} generations of the run were lost one after another. Look at the workers' logs."
+                    )
+                wait_for_a_worker(facts.client, membership)
+        finally:
+            if self._validation is not None:
+                self._validation.drop()
+            membership.close()
+        raise AssertionError("itertools.count() has no end")
+
     def emit(self, event: Event) -> None:
         """Tell the callbacks."""
         if self._callbacks(event):
@@ -168,7 +224,7 @@ class Run:
             self.emit(kind(change.worker, self.seconds))
         deployment.changes.clear()
 
-    def note_rebuild(self, reason: str, lost: str) -> None:
+    def _note_rebuild(self, reason: str, lost: str) -> None:
         """Tell that a generation was lost and another is made; what it was validating is forgotten."""
         logger.warning("%s Going on with new actors: %s.", reason, lost)
         if self._validation is not None:
@@ -188,12 +244,14 @@ class Run:
         deployment.run(deployment.server.read(name, into))
         return into
 
-    def keep(self, deployment: Deployment, name: str, is_final: bool = False) -> None:
+    def keep(self, deployment: Deployment, name: str, is_final: bool = False) -> bool:
         """Copy a vector of the shards to `best`, within the share of time that this may take; always when final."""
         began = self.seconds
-        if is_final or self._keeping.is_due(began):
+        is_due = is_final or self._keeping.is_due(began)
+        if is_due:
             self.best = self.read(deployment, name)
             self._keeping.took(began, self.seconds)
+        return is_due
 
     # Validation runs beside the training, at a vector of the shards that is a copy.
 
@@ -230,10 +288,3 @@ class Run:
         self.emit(Validated(loss=sums.mean_loss, metrics=metrics, passes=passes, seconds=began))
         self._means = means
         return means
-
-    def close(self) -> None:
-        """Leave nothing under way."""
-        if self._validation is not None:
-            self._validation.drop()
-
-

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from distributed import Client, Future, Worker, wait
 from distributed.actor import ProxyRPC
-from distributed.protocol import to_serialize
+from distributed.protocol.serialize import to_serialize
 
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.errors import ActorLostError, CallTimeoutError
@@ -61,7 +61,7 @@ class Caller:
     @classmethod
     def of_worker(cls, worker: Worker) -> Caller:
         """The caller of a task that runs on `worker`."""
-        return cls(worker.loop.asyncio_loop, worker.rpc)
+        return cls(_asyncio_loop(worker.loop), worker.rpc)
 
     @classmethod
     def of_client(cls, client: Client, workers: Iterable[str]) -> Caller:
@@ -70,14 +70,14 @@ class Caller:
         The way through the scheduler costs a second hop and half of the speed, but works where only the scheduler's
         port is open to the client.
         """
-        loop = client.loop.asyncio_loop
+        loop = _asyncio_loop(client.loop)
 
         async def reachable() -> None:
             await asyncio.gather(*(client.rpc(address).identity() for address in workers))
 
         try:
             asyncio.run_coroutine_threadsafe(asyncio.wait_for(reachable(), 5.0), loop).result(10.0)
-        except (OSError, TimeoutError, asyncio.TimeoutError):
+        except OSError:
             logger.info("the workers cannot be reached from the client: calling them through the scheduler")
             return cls(loop, lambda address: ProxyRPC(client.scheduler, address))
         return cls(loop, client.rpc)
@@ -103,7 +103,7 @@ class Caller:
                 ),
                 timeout_seconds,
             )
-        except (TimeoutError, asyncio.TimeoutError) as error:
+        except TimeoutError as error:
             raise CallTimeoutError(
                 f"{actor.name} on {actor.worker} did not answer {method!r} within {timeout_seconds:g} seconds. The "
                 "worker may be frozen or overloaded: look at it in the dashboard."
@@ -129,10 +129,16 @@ class Caller:
             if running.done():
                 raise
             running.cancel()
-            raise CallTimeoutError(f"the event loop did not finish a call within {timeout_seconds:g} seconds.") from error
+            raise CallTimeoutError(f"the event loop did not end a call within {timeout_seconds:g} seconds.") from error
         except BaseException:
             running.cancel()
             raise
+
+
+def _asyncio_loop(loop: Any) -> asyncio.AbstractEventLoop:
+    """The running event loop behind the one that Dask gives, whose type does not tell of it."""
+    found: asyncio.AbstractEventLoop = loop.asyncio_loop
+    return found
 
 
 async def all_of(calls: Iterable[Awaitable[Result]]) -> list[Result]:
@@ -157,7 +163,7 @@ class ActorHost:
     def __init__(self, client: Client, prefix: str) -> None:
         self._client = client
         self._prefix = prefix
-        self._futures: list[Future] = []
+        self._futures: list[Future[object]] = []
 
     def spawn(self, kind: type, name: str, worker: str, *arguments: object) -> ActorAddress:
         """Begin to make an actor of class `kind` on `worker`; `ready` waits for it."""
@@ -172,7 +178,7 @@ class ActorHost:
         """Wait until every actor is there; raises what a constructor raised, or `ActorLostError` past the limit."""
         try:
             wait(self._futures, timeout=timeout_seconds)
-        except (TimeoutError, asyncio.TimeoutError) as error:
+        except TimeoutError as error:
             missing = [future.key for future in self._futures if future.status != "finished"]
             raise ActorLostError(
                 f"actors {missing} were not made within {timeout_seconds:g} seconds: their workers are gone or busy."

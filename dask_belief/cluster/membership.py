@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client, Scheduler, SchedulerPlugin
+
+from dask_belief.cluster.limits import LIMITS
+from dask_belief.errors import NoWorkersError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,34 @@ class Membership:
                 changes.append(change)
         return changes
 
+    def refresh(self) -> None:
+        """Ask the scheduler itself which workers are there."""
+        self.workers = dict(self._client.nthreads())
+
     def close(self) -> None:
         """Stop listening, and take the plugin off the scheduler."""
         if self._client.status == "running":
             self._client.unsubscribe_topic(self._topic)
             self._client.unregister_scheduler_plugin(self._topic)
+
+
+def wait_for_a_worker(client: Client, membership: Membership) -> None:
+    """Wait until the cluster has a worker.
+
+    Raises
+    ------
+    NoWorkersError
+        When none comes within `Limits.start_seconds`.
+    """
+    membership.poll()
+    if membership.workers:
+        return
+    logger.warning("no worker is left: waiting up to %g s for one", LIMITS.start_seconds)
+    try:
+        client.wait_for_workers(1, timeout=LIMITS.start_seconds)
+    except TimeoutError as error:
+        raise NoWorkersError(
+            f"no worker came back within {LIMITS.start_seconds:g} seconds. Start workers and train again."
+        ) from error
+    # The announcement of the worker that came may still be on its way.
+    membership.refresh()

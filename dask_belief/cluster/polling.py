@@ -26,6 +26,6 @@ class Bell:
         """Wait for the next ring; False when the limit passed first."""
         try:
             await asyncio.wait_for(self._rung.wait(), limit_seconds)
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             return False
         return True

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dask.typing import Key
 from distributed import Client, Future, Worker, get_worker, secede, wait
-from distributed.worker import thread_state
 
 from dask_belief.cluster.limits import LIMITS
 
@@ -39,8 +39,8 @@ class Ended:
 @dataclass
 class _Running:
     worker: str
-    future: Future
-    dataset: Future
+    future: Future[object]
+    dataset: Future[object]
 
 
 class ReplicaPool:
@@ -143,7 +143,7 @@ class ReplicaPool:
 class Standing:
     """What a running replica knows of its own task: whether it should go on."""
 
-    def __init__(self, worker: Worker, key: str) -> None:
+    def __init__(self, worker: Worker, key: Key) -> None:
         self.worker = worker
         self._key = key
         self._last_word = time.monotonic()
@@ -164,6 +164,6 @@ class Standing:
 def stand_aside() -> Standing:
     """Called first by a replica: leaves the worker's task slot, so that actors and other tasks can still be run."""
     worker = get_worker()
-    key = thread_state.key
+    key = worker.get_current_task()
     secede()
     return Standing(worker, key)

@@ -11,19 +11,18 @@ import numpy as np
 
 from dask_belief.cluster.actors import ActorAddress
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.membership import Membership
 from dask_belief.data.units import UnitPlan, plan_units
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.lease_book import BookState
 from dask_belief.downpour.ledger import Ledger, LedgerStatus
 from dask_belief.downpour.replica import ReplicaSpec, downpour_replica
-from dask_belief.errors import ActorLostError, NonFiniteError, NoProgressError
+from dask_belief.errors import NonFiniteError, NoProgressError
 from dask_belief.evaluation import SNAPSHOT
-from dask_belief.monitoring.events import DownpourProgressed, RunStarted
-from dask_belief.objective import penalised_of, penalty
+from dask_belief.monitoring.events import DownpourProgressed
+from dask_belief.objective import penalty
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.parameter_server.client import Directory
-from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec, deployed, generations
+from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec
 from dask_belief.parameter_server.messages import Combine
 from dask_belief.parameter_server.shard import VALUES, SavedPiece
 from dask_belief.run import Outcome, Run, Share, Vector
@@ -57,7 +56,7 @@ class Saved:
 def plan_leases(
     n_rows: int, chunk_rows: int, row_bytes: int, n_parameters: int, batch_size: int, lease_rows: int | None
 ) -> UnitPlan:
-    """Cut the rows into leases: about 50 mini-batches, but at least 32 leases an epoch where there are so many chunks."""
+    """Cut the rows into leases: of about 50 mini-batches, and 32 or more an epoch where there are so many chunks."""
     if lease_rows is None:
         lease_rows = max(1, min(_LEASE_BATCHES * batch_size, -(-n_rows // _LEASES_AN_EPOCH)))
         lease_rows = max(lease_rows, min(chunk_rows, 4 * lease_rows))
@@ -104,31 +103,12 @@ class DownpourDriver:
         NonFiniteError
             When a loss is NaN or infinite before any lease was finished.
         """
-        facts = self._run.facts
-        membership = Membership(facts.client, f"dask-belief-{facts.name}")
-        self._run.emit(
-            RunStarted(
-                self._method.name,
-                facts.dataset.n_rows,
-                facts.objective.n_parameters,
-                len(membership.workers),
-                planned=float(self._method.epochs),
-                planned_unit="epochs",
-            )
-        )
-        spec = self._deployment_spec()
-        try:
-            for generation in generations(facts.client, spec, membership):
-                try:
-                    with deployed(facts.client, spec, generation, membership) as deployment:
-                        return self._generation(deployment)
-                except ActorLostError as error:
-                    kept = self._saved.book.rows if self._saved else 0
-                    self._run.note_rebuild(str(error), f"the updates of about {self._rows - kept} rows")
-        finally:
-            self._run.close()
-            membership.close()
-        raise AssertionError("generations() never ends by itself")
+        planned = (float(self._method.epochs), "epochs")
+        return self._run.through_generations(self._deployment_spec(), planned, self._generation, self._lost)
+
+    def _lost(self) -> str:
+        kept = self._saved.book.rows if self._saved else 0
+        return f"the updates of {self._rows - kept} rows or a few more"
 
     def _deployment_spec(self) -> DeploymentSpec:
         facts, method = self._run.facts, self._method
@@ -138,6 +118,7 @@ class DownpourDriver:
 
         return DeploymentSpec(
             run=facts.name,
+            method=method.name,
             n_parameters=facts.objective.n_parameters,
             dtype=facts.dtype,
             penalised=None,

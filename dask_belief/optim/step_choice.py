@@ -129,8 +129,10 @@ def _cubic(start: Trial, end: Trial, otherwise: float) -> float:
     scale = max(abs(theta), abs(start.slope), abs(end.slope))
     if not 0 < scale < math.inf:
         return otherwise
-    root = scale * math.sqrt(max(0.0, (theta / scale) ** 2 - (start.slope / scale) * (end.slope / scale)))
-    root = math.copysign(root, length)
+    discriminant = (theta / scale) ** 2 - (start.slope / scale) * (end.slope / scale)
+    if discriminant <= 0:
+        return otherwise
+    root = math.copysign(scale * math.sqrt(discriminant), length)
     denominator = 2 * root - start.slope + end.slope
     if denominator == 0:
         return otherwise

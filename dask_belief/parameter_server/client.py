@@ -6,7 +6,6 @@ the place where they are used; a few pieces a shard are in flight, since Dask ha
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class _Piece:
 
     @property
     def length(self) -> int:
-        return self.place.stop - self.place.start
+        return int(self.place.stop - self.place.start)
 
 
 class ParameterServer:
@@ -88,9 +87,7 @@ class ParameterServer:
 
     async def _each_shard(self, method: str, *arguments: object) -> list[Any]:
         generation = self.directory.generation
-        return await all_of(
-            self._caller.call(shard, method, generation, *arguments) for shard in self.directory.shards
-        )
+        return await all_of(self._caller.call(shard, method, generation, *arguments) for shard in self.directory.shards)
 
     async def _each_piece(self, action: Callable[[_Piece], Awaitable[None]]) -> None:
         """Act on all pieces: all shards at once, a few pieces of each at a time."""
@@ -209,14 +206,11 @@ class ParameterServer:
     async def applied(self, lease: LeaseKey) -> int:
         """The last mini-batch of a lease that every shard has applied; -1 for none."""
         generation = self.directory.generation
-        return min(
-            await asyncio.gather(
-                *(
-                    self._caller.call(shard, "applied", generation, lease, len(of_shard))
-                    for shard, of_shard in zip(self.directory.shards, self._pieces, strict=True)
-                )
-            )
+        marks: list[int] = await all_of(
+            self._caller.call(shard, "applied", generation, lease, len(of_shard))
+            for shard, of_shard in zip(self.directory.shards, self._pieces, strict=True)
         )
+        return min(marks)
 
     async def _call(self, piece: _Piece, method: str, *arguments: object) -> Any:
         return await self._caller.call(piece.shard, method, self.directory.generation, *arguments)

@@ -8,9 +8,7 @@ actor, the state in it is gone: `ActorLostError` ends this generation, and the d
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +48,8 @@ class DeploymentSpec:
 
     Attributes
     ----------
-    run
-        The name of the run, unique on the cluster.
+    run, method
+        The name of the run, unique on the cluster, and of its method.
     n_parameters, dtype, penalised
         Of the parameter vector.
     n_shards
@@ -73,6 +71,7 @@ class DeploymentSpec:
     """
 
     run: str
+    method: str
     n_parameters: int
     dtype: str
     penalised: NDArray[np.bool_] | None
@@ -237,34 +236,3 @@ def deployed(client: Client, spec: DeploymentSpec, generation: int, membership: 
         yield deployment
     finally:
         deployment.close()
-
-
-def generations(client: Client, spec: DeploymentSpec, membership: Membership) -> Iterator[int]:
-    """Numbers of generations, a pause before each but the first so that what was lost can come back.
-
-    Raises
-    ------
-    ClusterError
-        When several generations in a row were lost within a minute of their start.
-    """
-    short_lived = 0
-    for generation in itertools.count():
-        began = time.monotonic()
-        yield generation
-        short_lived = short_lived + 1 if time.monotonic() - began < LIMITS.start_seconds else 0
-        if short_lived > 10:
-            raise ClusterError(f"{short_lived} generations of the run were lost one after another. Look at the workers.")
-        _wait_for_a_worker(client, membership)
-
-
-def _wait_for_a_worker(client: Client, membership: Membership) -> None:
-    membership.poll()
-    if not membership.workers:
-        logger.warning("no worker is left: waiting up to %g s for one", LIMITS.start_seconds)
-        try:
-            client.wait_for_workers(1, timeout=LIMITS.start_seconds)
-        except TimeoutError as error:
-            raise NoWorkersError(
-                f"no worker came back within {LIMITS.start_seconds:g} seconds. Start workers and train again."
-            ) from error
-        membership.poll()

@@ -13,6 +13,7 @@ of shards; a piece is the unit of transfer, and of what a shard notes as applied
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import numpy as np
@@ -53,7 +54,7 @@ def shard_ranges(n_parameters: int, n_shards: int) -> tuple[range, ...]:
         logger.info("%d shards asked for, %d used: a shard holds at least %d parameters", n_shards, blocks, BLOCK)
         n_shards = blocks
     borders = [blocks * index // n_shards * BLOCK for index in range(n_shards)] + [n_parameters]
-    return tuple(range(start, stop) for start, stop in zip(borders[:-1], borders[1:], strict=True))
+    return tuple(range(start, stop) for start, stop in itertools.pairwise(borders))
 
 
 def pieces(shard: range, dtype: DTypeLike) -> tuple[range, ...]:

@@ -65,7 +65,7 @@ class Vectors:
 
     def combine(self, into: str, terms: tuple[tuple[float, str], ...]) -> None:
         """``into = sum of coefficient * vector``, in the order of the terms, rounded in the vectors' dtype."""
-        sources = [(self.dtype.type(coefficient), self._named[name]) for coefficient, name in terms]
+        sources = [(np.asarray(coefficient, self.dtype), self._named[name]) for coefficient, name in terms]
         target = self.make(into)
         for start in range(0, len(target), _CHUNK):
             piece = slice(start, min(start + _CHUNK, len(target)))
@@ -116,7 +116,7 @@ class Vectors:
         """``into += l2 * vector`` where parameters are penalised."""
         if l2 == 0.0:
             return
-        factor, source = self.dtype.type(l2), self._named[name]
+        factor, source = np.asarray(l2, self.dtype), self._named[name]
         for run in self._penalised:
             for start in range(run.start, run.stop, _CHUNK):
                 piece = slice(start, min(start + _CHUNK, run.stop))

@@ -1,4 +1,4 @@
-"""The CUDA bodies as text: complete, within the rules that NVRTC sets, and accepted by a compiler where there is one."""
+"""The CUDA bodies as text: within the rules that NVRTC sets, and accepted by a compiler where there is one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_array_that_is_written_comes_last(name: str) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, which compiles without a GPU")
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_bodies_compile(tmp_path: Path, real: str) -> None:
-    """nvcc takes every body, for either dtype, without a warning."""
+    """A compiler takes every body, for either dtype, without a warning."""
     # One name space each, since each source brings its own prologue.
     text = [f"namespace of_{name} {{ {body.source(real)} }}" for name, body in ROWS.items()]
     for name, body in ELEMENTS.items():

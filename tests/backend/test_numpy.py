@@ -41,7 +41,7 @@ def test_new_arrays_and_scalars() -> None:
     """Arrays have the shape and dtype asked for, a scalar is a Python float, and waiting is over at once."""
     assert backend.zeros((2, 3), np.float64).tolist() == [[0, 0, 0], [0, 0, 0]]
     assert backend.empty(4, np.float32).shape == (4,)
-    assert type(backend.item(np.float32(2.5))) is float
+    assert type(backend.item(np.array(2.5, np.float32))) is float
     backend.sync()
 
 
@@ -83,16 +83,17 @@ def test_kind_does_not_depend_on_threads_or_on_other_libraries() -> None:
 
 def test_numeric_core_needs_numpy_alone() -> None:
     """Backend and models work where neither threadpoolctl nor Dask nor Zarr is installed."""
+    checkout = Path(__file__).parents[2]
+    # The package's root, which imports more than the core, is replaced by an empty one.
     code = (
-        "import sys\n"
+        "import sys, types\n"
         "for name in ('threadpoolctl', 'dask', 'distributed', 'zarr', 'scipy', 'cupy'): sys.modules[name] = None\n"
+        "root = sys.modules['dask_belief'] = types.ModuleType('dask_belief')\n"
+        f"root.__path__ = [{str(checkout / 'dask_belief')!r}]\n"
         "from dask_belief.backend import get_backend\n"
         "import dask_belief.models\n"
         "print(get_backend('auto').kind())\n"
     )
-    checkout = Path(__file__).parents[2]
-    # A package root that imports more than the core is left out of the question.
-    code = f"import sys, types; root = types.ModuleType('dask_belief'); root.__path__ = [{str(checkout / 'dask_belief')!r}]; sys.modules['dask_belief'] = root\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("unknown BLAS")

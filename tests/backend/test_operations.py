@@ -54,7 +54,9 @@ def wide(values: Array) -> NDArray[np.float64]:
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_bias_activation(backend: Backend, activation: str | None, shape: tuple[int, int], dtype: type) -> None:
+def test_bias_activation(
+    backend: Backend, activation: str | None, shape: tuple[int, int], dtype: type[np.floating]
+) -> None:
     """The bias is added to each row and the activation taken, in place."""
     z, bias = draw(*shape, dtype=dtype), draw(shape[1], dtype=dtype)
     on_device = backend.asarray(z.copy())
@@ -65,9 +67,11 @@ def test_bias_activation(backend: Backend, activation: str | None, shape: tuple[
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activation_gradient(backend: Backend, activation: str | None, shape: tuple[int, int], dtype: type) -> None:
+def test_activation_gradient(
+    backend: Backend, activation: str | None, shape: tuple[int, int], dtype: type[np.floating]
+) -> None:
     """What comes from above is multiplied by the derivative, found from the activation's value."""
-    activated = ACTIVATIONS[activation](wide(draw(*shape, dtype=dtype))).astype(dtype)
+    activated: Array = ACTIVATIONS[activation](wide(draw(*shape, dtype=dtype))).astype(dtype)
     delta = draw(*shape, dtype=dtype)[::-1].copy()
     on_device = backend.asarray(delta.copy())
     backend.activation_gradient_(on_device, backend.asarray(activated), activation)
@@ -76,7 +80,7 @@ def test_activation_gradient(backend: Backend, activation: str | None, shape: tu
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_softmax_and_its_cross_entropy(backend: Backend, shape: tuple[int, int], dtype: type) -> None:
+def test_softmax_and_its_cross_entropy(backend: Backend, shape: tuple[int, int], dtype: type[np.floating]) -> None:
     """Loss, gradient and probabilities are those of the formula, on either side of `FEW_COLUMNS`."""
     z = draw(*shape, dtype=dtype)
     targets = np.random.default_rng(SEED).integers(0, shape[1], shape[0])
@@ -104,10 +108,10 @@ def test_both_ways_to_the_largest_are_met() -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logistic(backend: Backend, shape: tuple[int, int], dtype: type) -> None:
+def test_logistic(backend: Backend, shape: tuple[int, int], dtype: type[np.floating]) -> None:
     """Losses are summed over the outputs of a row; the gradient is the probability less the target."""
     z = draw(*shape, dtype=dtype)
-    targets = (draw(*shape)[:, ::-1] > 0).astype(dtype)
+    targets: Array = (draw(*shape)[:, ::-1] > 0).astype(dtype)
     on_device, losses = backend.asarray(z.copy()), backend.empty(shape[0], dtype)
     backend.logistic_(on_device, backend.asarray(targets), losses)
     probabilities = 1 / (1 + np.exp(-wide(z)))
@@ -118,7 +122,7 @@ def test_logistic(backend: Backend, shape: tuple[int, int], dtype: type) -> None
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_squared_error(backend: Backend, shape: tuple[int, int], dtype: type) -> None:
+def test_squared_error(backend: Backend, shape: tuple[int, int], dtype: type[np.floating]) -> None:
     """The loss is half the sum of squares, the gradient the difference."""
     z, targets = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype)[::-1].copy()
     on_device, losses = backend.asarray(z.copy()), backend.empty(shape[0], dtype)
@@ -128,7 +132,7 @@ def test_squared_error(backend: Backend, shape: tuple[int, int], dtype: type) ->
 
 
 @pytest.mark.parametrize("dtype", REAL)
-def test_losses_are_stable_at_large_logits(backend: Backend, dtype: type) -> None:
+def test_losses_are_stable_at_large_logits(backend: Backend, dtype: type[np.floating]) -> None:
     """At logits of plus and minus 10,000 losses and gradients are exact, not infinite or NaN."""
     big = 1e4
     z = np.array([[big, -big], [big, -big], [big, big]], dtype)
@@ -145,7 +149,7 @@ def test_losses_are_stable_at_large_logits(backend: Backend, dtype: type) -> Non
 
 
 @pytest.mark.parametrize("dtype", REAL)
-def test_sigmoid_keeps_its_lower_tail(backend: Backend, dtype: type) -> None:
+def test_sigmoid_keeps_its_lower_tail(backend: Backend, dtype: type[np.floating]) -> None:
     """Small probabilities keep their relative accuracy, so that rare events can be ranked; none overflows."""
     z = np.array([[-80.0, -40.0, -1.0, 0.0, 3.0, 1e4, -1e4]], dtype)
     on_device = backend.asarray(z.copy())
@@ -166,7 +170,7 @@ def test_a_logit_that_is_not_a_number_makes_its_loss_one(backend: Backend, opera
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_vector_algebra(backend: Backend, length: int, dtype: type) -> None:
+def test_vector_algebra(backend: Backend, length: int, dtype: type[np.floating]) -> None:
     """axpy_ and add_ write their second array, scale_ its only one."""
     x, y = draw(length, dtype=dtype), draw(length, dtype=dtype)[::-1].copy()
     on_device = backend.asarray(y.copy())
@@ -182,7 +186,7 @@ def test_vector_algebra(backend: Backend, length: int, dtype: type) -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_rules(backend: Backend, length: int, dtype: type) -> None:
+def test_rules(backend: Backend, length: int, dtype: type[np.floating]) -> None:
     """Two steps of each rule give what its formula gives, state included."""
     rate, momentum, epsilon = 0.1, 0.9, 1e-8
     start = draw(length, dtype=dtype)

@@ -113,15 +113,15 @@ def test_environment_names_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, "numpy")
     assert get_backend("auto").name == "numpy"
     monkeypatch.setenv(selection.ENVIRONMENT_VARIABLE, "torch")
-    with pytest.raises(ArgumentError, match="^DASK_BELIEF_BACKEND: .*'torch'.*auto, numpy, cupy"):
+    with pytest.raises(ArgumentError, match=r"^DASK_BELIEF_BACKEND: .*'torch'.*auto, numpy, cupy"):
         get_backend("auto")
 
 
 def test_bad_arguments_are_refused() -> None:
     """An unknown name and a negative device are refused by argument."""
-    with pytest.raises(ArgumentError, match="^name: .*'jax'"):
+    with pytest.raises(ArgumentError, match=r"^name: .*'jax'"):
         get_backend("jax")
-    with pytest.raises(ArgumentError, match="^device: .*-1"):
+    with pytest.raises(ArgumentError, match=r"^device: .*-1"):
         get_backend("numpy", device=-1)
 
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import scipy.optimize
+
 from dask_belief.errors import ArgumentError, NonFiniteError
 from dask_belief.optim.lbfgs import CurvatureMemory
-
 from tests.optim.minimise import minimise, problems
 
 
@@ -73,7 +73,8 @@ def random_walk(seed, n=40, iterations=30, refused=()):
 def test_direction_is_that_of_the_recursion_on_vectors(history_size, refused, oracle):
     """Over 30 iterations, past the wrap-around of the slots and with refused pairs, d = -H g to 1e-10 (seed 11)."""
     memory = CurvatureMemory(history_size)
-    vectors, kept = Vectors(np.ones(40)), []
+    vectors = Vectors(np.ones(40))
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
     memory.update(None, vectors.dots(memory.pairs_to_dot(None)))
     for iteration, (s, y, gradient) in enumerate(random_walk(seed=11, refused=refused)):
         slot = memory.free_slot()
@@ -90,7 +91,7 @@ def test_direction_is_that_of_the_recursion_on_vectors(history_size, refused, or
 
 @pytest.mark.parametrize("history_size", [1, 3, 10])
 def test_a_round_never_asks_for_a_product_that_is_known(history_size):
-    """A full memory asks 6m + 1 products with a new pair, each once, in which the oldest pair meets only g (seed 12)."""
+    """A full memory asks 6m + 2 products with a new pair, each once; the oldest pair meets only g (seed 12)."""
     memory = CurvatureMemory(history_size)
     vectors = Vectors(np.ones(40))
     memory.update(None, vectors.dots(memory.pairs_to_dot(None)))
@@ -218,7 +219,7 @@ def test_a_damaged_config_is_refused():
     memory.update(0, dict.fromkeys(memory.pairs_to_dot(0), 1.0))
     config = memory.to_config()
     for damage in ({"slots": [0, 1, 2]}, {"slots": [0, 0]}, {"slots": [5]}, {"dots": []}, {"slots": [0, 1]}):
-        with pytest.raises(ArgumentError, match="slots|missing"):
+        with pytest.raises(ArgumentError, match=r"slots|missing"):
             CurvatureMemory.from_config({**config, **damage})
 
 
@@ -248,7 +249,7 @@ def test_misuse_is_refused():
         memory.update(0, {("g", "g"): 1.0, ("g", "s0"): 1.0})
     memory.update(0, dict.fromkeys(memory.pairs_to_dot(0), 1.0))
     for slot in (0, 3, -1):
-        with pytest.raises(ArgumentError, match="^slot"):
+        with pytest.raises(ArgumentError, match=r"^slot"):
             memory.pairs_to_dot(slot)
 
 
