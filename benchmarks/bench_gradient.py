@@ -1,10 +1,11 @@
-"""Compare the rate of `Network.loss_and_gradient` with that of its own matrix products alone, on one thread.
+r"""Compare the rate of `Network.loss_and_gradient` with that of its own matrix products alone, on one thread.
 
 Both run in turns in one process, float32, so that the ratio of their medians stands still where times do not. Beside
 it stands PyTorch's ratio, its gradient against its own products, where PyTorch is installed. From the root of the
 repository, with the environment's OPENBLAS_* settings out of the way::
 
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/bench_gradient.py --json results.json
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python -m benchmarks.bench_gradient \
+        --json benchmarks/results/gradient.json
 """
 
 from __future__ import annotations
@@ -12,11 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.record import Record
 from dask_belief.backend import get_backend
 from dask_belief.models import Dense, Network
 
@@ -44,12 +41,12 @@ def main() -> None:
 
     backend = get_backend("numpy")
     backend.single_thread()
+    record = Record(__doc__.splitlines()[0])
     print(f"{backend.kind()}; one thread; {'-'.join(map(str, WIDTHS))}, softmax, float32")
     figures = [measure(activation, n_rows, arguments.repeats) for activation, n_rows in CASES]
     print(f"{figures[0]['ratio']:.3f} in the first case; at least {TARGET} is asked for")
     if arguments.json:
-        record = {**circumstances(), "kind": backend.kind(), "widths": WIDTHS, "target": TARGET, "figures": figures}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        record.write(arguments.json, {"kind": backend.kind(), "widths": WIDTHS, "target": TARGET, "cases": figures})
 
 
 def measure(activation: str, n_rows: int, repeats: int) -> dict[str, Any]:
@@ -159,35 +156,6 @@ def torch_steps(torch: Any, activation: str, inputs: np.ndarray, targets: np.nda
         torch.nn.functional.cross_entropy(model(rows), classes, reduction="sum").backward()
 
     return products, gradient
-
-
-def circumstances() -> dict[str, Any]:
-    """Say what was run, of which commit, on what."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    # Paths are this machine's business.
-    words = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
-    return {
-        "commit": git.stdout.strip() or "unknown",
-        "command": " ".join(["python", "benchmarks/bench_gradient.py", *words]),
-        "machine": {"cpu": processor(), "cores": os.cpu_count()},
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
-def processor() -> str:
-    """Name the model of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or "unknown"
 
 
 if __name__ == "__main__":

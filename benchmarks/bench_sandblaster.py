@@ -1,4 +1,4 @@
-"""Does Sandblaster L-BFGS go down as SciPy's L-BFGS-B does, and give the same bits with any number of workers?
+"""Whether Sandblaster L-BFGS goes down as SciPy's L-BFGS-B does, and gives the same bits with any number of workers.
 
 The first: multinomial logistic regression on Fashion-MNIST from zeros, L2 1e-4 on weights and not on biases. SciPy
 minimises a float64 objective written in NumPy; ours is float32 on two single-thread workers. Both are judged by the
@@ -53,6 +53,7 @@ class Descent:
         return [value for used, value in zip(self.evaluations, self.objectives, strict=True) if used <= evaluations][-1]
 
     def figures(self) -> dict[str, Any]:
+        """Give what is worth keeping."""
         return {
             "iterations": len(self.evaluations),
             "evaluations": self.evaluations[-1],
@@ -71,6 +72,7 @@ class Reference:
         self.evaluations = 0
 
     def __call__(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """Give the objective and its gradient."""
         self.evaluations += 1
         weights = parameters[:-N_CLASSES].reshape(N_FEATURES, N_CLASSES)
         z = self._inputs @ weights + parameters[-N_CLASSES:]
@@ -215,7 +217,7 @@ def train_with(
 ) -> list[db.TrainingResult]:
     """Train on a cluster of so many processes, one thread each."""
     with (
-        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         return [

@@ -1,67 +1,92 @@
-"""DistBelief made native to Dask: Sandblaster L-BFGS and Downpour SGD on data sets larger than memory."""
+"""DistBelief made native to Dask: Sandblaster L-BFGS and Downpour SGD on data sets larger than memory.
 
-from dask_belief.backend import get_backend
-from dask_belief.data.dataset import ArrayDataset, Dataset, ZarrDataset
-from dask_belief.data.write import write_dataset
-from dask_belief.downpour.config import Downpour
-from dask_belief.errors import (
-    ActorLostError,
-    ArgumentError,
-    CallTimeoutError,
-    ClusterError,
-    DaskBeliefError,
-    DataError,
-    EmptyDataError,
-    MissingStoreError,
-    NoGPU,
-    NonFiniteDataError,
-    NonFiniteError,
-    NoProgressError,
-    NoWorkersError,
-    ReplicaError,
-    StaleError,
-)
-from dask_belief.models.layers.dense import Dense
-from dask_belief.models.network import Network
-from dask_belief.objective import Objective
-from dask_belief.optim.rules import SGD, Adagrad, Momentum
-from dask_belief.optim.stopping import Stop, StopReason
-from dask_belief.result import TrainingResult, load_result
-from dask_belief.sandblaster.config import Sandblaster
-from dask_belief.train import train
+Names are imported when they are first used: so the numeric core (``backend``, ``models``, ``optim``) can be used on a
+machine that has NumPy alone, and importing the package costs next to nothing.
+"""
 
-__all__ = [
-    "SGD",
-    "ActorLostError",
-    "Adagrad",
-    "ArgumentError",
-    "ArrayDataset",
-    "CallTimeoutError",
-    "ClusterError",
-    "DaskBeliefError",
-    "DataError",
-    "Dataset",
-    "Dense",
-    "Downpour",
-    "EmptyDataError",
-    "MissingStoreError",
-    "Momentum",
-    "Network",
-    "NoGPU",
-    "NoProgressError",
-    "NoWorkersError",
-    "NonFiniteDataError",
-    "NonFiniteError",
-    "Objective",
-    "ReplicaError",
-    "Sandblaster",
-    "StaleError",
-    "Stop",
-    "StopReason",
-    "TrainingResult",
-    "ZarrDataset",
-    "get_backend",
-    "load_result",
-    "train",
-    "write_dataset",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dask_belief.backend import get_backend as get_backend
+    from dask_belief.data.dataset import ArrayDataset as ArrayDataset
+    from dask_belief.data.dataset import Dataset as Dataset
+    from dask_belief.data.write import write_dataset as write_dataset
+    from dask_belief.data.zarr_dataset import ZarrDataset as ZarrDataset
+    from dask_belief.downpour.config import Downpour as Downpour
+    from dask_belief.errors import ActorLostError as ActorLostError
+    from dask_belief.errors import ArgumentError as ArgumentError
+    from dask_belief.errors import CallTimeoutError as CallTimeoutError
+    from dask_belief.errors import ClusterError as ClusterError
+    from dask_belief.errors import DaskBeliefError as DaskBeliefError
+    from dask_belief.errors import DataError as DataError
+    from dask_belief.errors import EmptyDataError as EmptyDataError
+    from dask_belief.errors import MissingStoreError as MissingStoreError
+    from dask_belief.errors import NoGPU as NoGPU
+    from dask_belief.errors import NonFiniteDataError as NonFiniteDataError
+    from dask_belief.errors import NonFiniteError as NonFiniteError
+    from dask_belief.errors import NoProgressError as NoProgressError
+    from dask_belief.errors import NoWorkersError as NoWorkersError
+    from dask_belief.errors import ReplicaError as ReplicaError
+    from dask_belief.errors import StaleError as StaleError
+    from dask_belief.models.layers.dense import Dense as Dense
+    from dask_belief.models.network import Network as Network
+    from dask_belief.objective import Objective as Objective
+    from dask_belief.optim.rules import SGD as SGD
+    from dask_belief.optim.rules import Adagrad as Adagrad
+    from dask_belief.optim.rules import Momentum as Momentum
+    from dask_belief.optim.stopping import Stop as Stop
+    from dask_belief.optim.stopping import StopReason as StopReason
+    from dask_belief.result import TrainingResult as TrainingResult
+    from dask_belief.result import load_result as load_result
+    from dask_belief.sandblaster.config import Sandblaster as Sandblaster
+    from dask_belief.training import train as train
+
+_HOMES = {
+    "backend": ("get_backend",),
+    "data.dataset": ("ArrayDataset", "Dataset"),
+    "data.write": ("write_dataset",),
+    "data.zarr_dataset": ("ZarrDataset",),
+    "downpour.config": ("Downpour",),
+    "errors": (
+        "ActorLostError",
+        "ArgumentError",
+        "CallTimeoutError",
+        "ClusterError",
+        "DaskBeliefError",
+        "DataError",
+        "EmptyDataError",
+        "MissingStoreError",
+        "NoGPU",
+        "NoProgressError",
+        "NoWorkersError",
+        "NonFiniteDataError",
+        "NonFiniteError",
+        "ReplicaError",
+        "StaleError",
+    ),
+    "models.layers.dense": ("Dense",),
+    "models.network": ("Network",),
+    "objective": ("Objective",),
+    "optim.rules": ("Adagrad", "Momentum", "SGD"),
+    "optim.stopping": ("Stop", "StopReason"),
+    "result": ("TrainingResult", "load_result"),
+    "sandblaster.config": ("Sandblaster",),
+    "training": ("train",),
+}
+_HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(_HOME[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

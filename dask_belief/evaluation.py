@@ -11,10 +11,11 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-from distributed import Client, Future, get_worker, wait
+from distributed import Client, Future, get_worker
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import Caller
+from dask_belief.cluster.futures import wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.data.dataset import Dataset
 from dask_belief.errors import CallTimeoutError
@@ -133,7 +134,7 @@ class Evaluation:
     def finish(self) -> MetricSums:
         """Wait for the sums; raises `CallTimeoutError` past the limit."""
         try:
-            wait(self._futures, timeout=LIMITS.no_progress_seconds)
+            wait_for(self._futures, LIMITS.no_progress_seconds)
         except TimeoutError as error:
             self.drop()
             raise CallTimeoutError(

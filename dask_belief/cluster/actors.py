@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from distributed import Client, Future, Worker, wait
-from distributed.actor import ProxyRPC
+from distributed import Client, Future, Worker
+from distributed.core import ConnectionPool
 from distributed.protocol.serialize import to_serialize
 
+from dask_belief.cluster.futures import wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
@@ -43,6 +44,59 @@ class ActorAddress:
     key: str
 
 
+class Line(Protocol):
+    """A way to an actor's worker; whatever goes wrong on it is an `OSError`."""
+
+    async def __call__(self, worker: str, **message: object) -> dict[str, Any]:
+        """Send a message to a worker and give its reply."""
+        ...
+
+
+class DirectLine:
+    """Straight to the worker, over connections that are kept open.
+
+    Parameters
+    ----------
+    pool
+        The connections of a worker or of a client.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+
+    async def __call__(self, worker: str, **message: object) -> dict[str, Any]:
+        """Send a message; the worker must take the connection within `Limits.connect_seconds`."""
+        # Distributed tries a refused connection again for 30 seconds, within which nobody hears of the loss.
+        comm = await self._pool.connect(worker, timeout=LIMITS.connect_seconds)
+        self._pool.reuse(worker, comm)
+        try:
+            reply: dict[str, Any] = await self._pool(worker).actor_execute(**message)
+        except KeyError as error:
+            raise OSError(f"the worker does not know the actor: {error}") from error
+        return reply
+
+
+class LineThroughScheduler:
+    """By way of the scheduler: a second hop and half of the speed, but it works where only its port is open.
+
+    Parameters
+    ----------
+    scheduler
+        The client's connection to the scheduler.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    async def __call__(self, worker: str, **message: object) -> dict[str, Any]:
+        """Send a message; what the method raises is in the reply, so all that is raised here is the line's."""
+        try:
+            reply: dict[str, Any] = await self._scheduler.proxy(worker=worker, msg={"op": "actor_execute", **message})
+        except Exception as error:
+            raise OSError(f"through the scheduler: {error}") from error
+        return reply
+
+
 class Caller:
     """Calls actors from a thread of a client or of a worker; the messages themselves run on its event loop.
 
@@ -50,26 +104,22 @@ class Caller:
     ----------
     loop
         The running event loop that carries the messages.
-    connect
-        Gives an object with an ``actor_execute`` coroutine for a worker's address.
+    line
+        The way to the actors' workers.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connect: Callable[[str], Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, line: Line) -> None:
         self._loop = loop
-        self._connect = connect
+        self._line = line
 
     @classmethod
     def of_worker(cls, worker: Worker) -> Caller:
         """The caller of a task that runs on `worker`."""
-        return cls(_asyncio_loop(worker.loop), worker.rpc)
+        return cls(_asyncio_loop(worker.loop), DirectLine(worker.rpc))
 
     @classmethod
     def of_client(cls, client: Client, workers: Iterable[str]) -> Caller:
-        """The caller of a client: straight to the workers when all of them can be reached, else through the scheduler.
-
-        The way through the scheduler costs a second hop and half of the speed, but works where only the scheduler's
-        port is open to the client.
-        """
+        """The caller of a client: straight to the workers when all can be reached, else through the scheduler."""
         loop = _asyncio_loop(client.loop)
 
         async def reachable() -> None:
@@ -79,8 +129,8 @@ class Caller:
             asyncio.run_coroutine_threadsafe(asyncio.wait_for(reachable(), 5.0), loop).result(10.0)
         except OSError:
             logger.info("the workers cannot be reached from the client: calling them through the scheduler")
-            return cls(loop, lambda address: ProxyRPC(client.scheduler, address))
-        return cls(loop, client.rpc)
+            return cls(loop, LineThroughScheduler(client.scheduler))
+        return cls(loop, DirectLine(client.rpc))
 
     async def call(
         self, actor: ActorAddress, method: str, *arguments: object, timeout_seconds: float = LIMITS.call_seconds
@@ -98,8 +148,12 @@ class Caller:
         """
         try:
             reply = await asyncio.wait_for(
-                self._connect(actor.worker).actor_execute(
-                    actor=actor.key, function=method, args=[to_serialize(each) for each in arguments], kwargs={}
+                self._line(
+                    actor.worker,
+                    actor=actor.key,
+                    function=method,
+                    args=[to_serialize(each) for each in arguments],
+                    kwargs={},
                 ),
                 timeout_seconds,
             )
@@ -108,7 +162,7 @@ class Caller:
                 f"{actor.name} on {actor.worker} did not answer {method!r} within {timeout_seconds:g} seconds. The "
                 "worker may be frozen or overloaded: look at it in the dashboard."
             ) from error
-        except (OSError, KeyError) as error:
+        except OSError as error:
             raise ActorLostError(
                 f"{actor.name} on {actor.worker} cannot be reached for {method!r}: {error!r}. Its worker is gone."
             ) from error
@@ -177,7 +231,7 @@ class ActorHost:
     def ready(self, timeout_seconds: float = LIMITS.start_seconds) -> None:
         """Wait until every actor is there; raises what a constructor raised, or `ActorLostError` past the limit."""
         try:
-            wait(self._futures, timeout=timeout_seconds)
+            wait_for(self._futures, timeout_seconds)
         except TimeoutError as error:
             missing = [future.key for future in self._futures if future.status != "finished"]
             raise ActorLostError(

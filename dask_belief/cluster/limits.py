@@ -15,6 +15,8 @@ class Limits:
     ----------
     call_seconds
         One call to an actor, the transfer of its vectors included.
+    connect_seconds
+        Until a worker takes a connection; one that does not is gone.
     poll_seconds
         How long a question that waits for work is held open before it is answered with "nothing yet".
     watch_seconds
@@ -30,6 +32,7 @@ class Limits:
     """
 
     call_seconds: float = 60.0
+    connect_seconds: float = 5.0
     poll_seconds: float = 2.0
     watch_seconds: float = 0.1
     silence_seconds: float = 60.0

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask.typing import Key
-from distributed import Client, Future, Worker, get_worker, secede, wait
+from distributed import Client, Future, Worker, get_worker, secede
 
+from dask_belief.cluster.futures import wait_for
 from dask_belief.cluster.limits import LIMITS
 
 logger = logging.getLogger(__name__)
+
+_READ_AHEAD_BYTES = 128 * 2**20
+_READ_AHEAD_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,14 @@ class ReplicaPool:
 
     def stop(self, timeout_seconds: float = LIMITS.stop_seconds) -> None:
         """Give the replicas a moment to end by themselves, then cancel them."""
-        futures = [running.future for running in self._running.values()]
+        futures: list[Future[object]] = [running.future for running in self._running.values()]
+        datasets = [running.dataset for running in self._running.values()]
         if futures and self._client.status == "running":
             try:
-                wait(futures, timeout=timeout_seconds)
+                wait_for(futures, timeout_seconds)
             except TimeoutError:
                 logger.info("%d replicas did not end within %g s and are cancelled", len(futures), timeout_seconds)
-            self._client.cancel(futures, force=True)
+            self._client.cancel(futures + datasets, force=True)
         self._running.clear()
 
 
@@ -153,6 +158,12 @@ class Standing:
         self._last_word = time.monotonic()
 
     @property
+    def memory_bytes(self) -> float:
+        """The replica's part of its worker's memory limit; 2.5 GiB where there is no limit."""
+        limit = self.worker.memory_manager.memory_limit
+        return limit / self.worker.state.nthreads if limit else 2.5 * 2**30
+
+    @property
     def should_end(self) -> bool:
         """Whether the task was cancelled, the worker is closing, or the coordinator has been silent for too long."""
         task = self.worker.state.tasks.get(self._key)
@@ -167,3 +178,8 @@ def stand_aside() -> Standing:
     key = worker.get_current_task()
     secede()
     return Standing(worker, key)
+
+
+def read_ahead_bytes(standing: Standing) -> int:
+    """Bytes of data that a replica may have read ahead: a twentieth of its memory, and 128 MiB at most."""
+    return max(1, min(_READ_AHEAD_BYTES, int(_READ_AHEAD_SHARE * standing.memory_bytes)))

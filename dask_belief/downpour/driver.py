@@ -101,7 +101,7 @@ class DownpourDriver:
         Raises
         ------
         NonFiniteError
-            When a loss is NaN or infinite before any lease was finished.
+            When a loss is NaN or infinite in the first epoch; later the run stops with the best point.
         """
         planned = (float(self._method.epochs), "epochs")
         return self._run.through_generations(self._deployment_spec(), planned, self._generation, self._lost)
@@ -146,7 +146,8 @@ class DownpourDriver:
             logger.warning("interrupted: the best point is kept")
             stop = Stop(StopReason.INTERRUPTED, {"rows": self._rows})
         except NonFiniteError as error:
-            if self._rows == 0:
+            if self._rows < self._run.facts.dataset.n_rows:
+                # Not all rows were seen: it is the data or the rate, and there is hardly a point to keep.
                 raise
             logger.warning("%s", error)
             stop = Stop(StopReason.NOT_FINITE, {"rows": self._rows})

@@ -20,15 +20,17 @@ class LeaseReport:
     key
         The lease.
     steps, rows
-        Mini-batches and rows that this replica trained on; a part, when the lease was taken over.
-    loss_sum
-        Over these rows, each at the parameters that the replica had then.
+        Mini-batches and rows of the lease, whoever trained on them.
+    loss_sum, loss_rows
+        The loss sum, each at the parameters of its moment, over the rows that this replica trained on: a part of the
+        lease, when it was taken over.
     """
 
     key: LeaseKey
     steps: int
     rows: int
     loss_sum: float
+    loss_rows: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Ledger:
         self._check(generation)
         if self._book.finish(LeaseKey(*report.key), report.steps, report.rows):
             self._loss_sum += report.loss_sum
-            self._loss_rows += report.rows
+            self._loss_rows += report.loss_rows
         self._bell.ring()
 
     # For the driver.

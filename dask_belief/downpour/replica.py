@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 import math
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import ActorAddress, Caller
+from dask_belief.cluster.hub import Asked, HubLine
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.polling import Over
-from dask_belief.cluster.replicas import Standing, stand_aside
+from dask_belief.cluster.replicas import Standing, read_ahead_bytes, stand_aside
 from dask_belief.data.batches import mini_batches, n_batches
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
@@ -92,31 +92,32 @@ class Trainer:
         self._spec = spec
         self._method = spec.method
         self._dataset = dataset
-        self._replica = replica
         self._standing = standing
         self._caller = Caller.of_worker(standing.worker)
         self._backend = get_backend(spec.backend)
         self._executor = PlainExecutor(spec.objective, spec.directory, self._caller, self._backend)
         self._courier = Courier(self._executor.server, self._caller, self._backend)
-        self._prefetcher = Prefetcher(self._read)
+        self._prefetcher = Prefetcher(self._read, ready_bytes=read_ahead_bytes(standing))
+        generation = spec.directory.generation
+        self._hub = HubLine(spec.ledger, generation, replica, standing, self._caller, self._read_ahead)
         self._penalty = self._penalty_weights()
         self._accrued = self._backend.zeros((spec.directory.n_parameters,), spec.directory.dtype)
         self._scratch = self._backend.empty((spec.directory.n_parameters,), spec.directory.dtype)
         self._local_state = spec.method.rule.init(self._executor.parameters)
-        self._report: concurrent.futures.Future[None] | None = None
+        self._report: Asked | None = None
         # A local step that the next fetch overwrites before it is used is not worth making.
         self._is_local_step_seen = not (spec.method.n_fetch == 1 and spec.method.fetch_lag <= 1)
 
     def run(self) -> str:
         """Ask for leases and train on them."""
-        self._call("hello", self._replica, self._backend.kind())
+        self._hub.hello(self._backend.kind())
         self._courier.send(None, None, effective_step=0)
-        asked = self._ask()
+        asked = self._hub.ask()
         while not self._standing.should_end:
-            lease = self._await(asked)
+            lease = self._hub.answer(asked)
             if isinstance(lease, Over):
                 return "the run is over"
-            asked = self._ask()
+            asked = self._hub.ask()
             if lease is not None:
                 self._train(lease)
         return "cancelled, or the ledger was silent"
@@ -151,7 +152,7 @@ class Trainer:
             if step % method.n_push == 0 or step == n_steps - 1:
                 push = PushKey(key, pushed_to + 1, step)
                 pushed_to = step
-        self._finish(push, LeaseReport(key, n_steps - first, n_rows, loss_sum))
+        self._finish(push, LeaseReport(key, n_steps, unit.rows, loss_sum, n_rows))
 
     def _exchange(self, push: PushKey | None, effective_step: int | None) -> concurrent.futures.Future[int] | None:
         """Send what is due: a push of all that has accrued, a fetch, or both in one message."""
@@ -199,14 +200,8 @@ class Trainer:
             self._report.result(2 * LIMITS.call_seconds)
         # What was fetched within the lease takes effect at its end at the latest.
         sent = self._exchange(push, None)
-        self._report = self._caller.start(self._report_after(sent, report))
+        self._report = self._hub.report_after(sent, report)
         self._take_effect(math.inf)
-
-    async def _report_after(self, sent: concurrent.futures.Future[int] | None, report: LeaseReport) -> None:
-        if sent is not None:
-            await asyncio.wrap_future(sent)
-        generation = self._spec.directory.generation
-        await self._caller.call(self._spec.ledger, "report", generation, self._replica, report)
 
     def _penalty_weights(self) -> Vector | None:
         if self._method.l2 == 0.0:
@@ -222,25 +217,5 @@ class Trainer:
     def _read(self, unit: WorkUnit) -> tuple[np.ndarray, np.ndarray]:
         return self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))
 
-    def _ask(self) -> concurrent.futures.Future[RowLease | Over | None]:
-        generation = self._spec.directory.generation
-        question = self._caller.call(self._spec.ledger, "next_lease", generation, self._replica, LIMITS.poll_seconds)
-        asked = self._caller.start(question)
-        asked.add_done_callback(self._read_ahead)
-        return asked
-
-    def _read_ahead(self, asked: concurrent.futures.Future[RowLease | Over | None]) -> None:
-        if asked.cancelled() or asked.exception() is not None:
-            return
-        lease = asked.result()
-        if isinstance(lease, RowLease):
-            self._prefetcher.schedule([self._spec.plan[LeaseKey(*lease.key).lease]])
-
-    def _await(self, asked: concurrent.futures.Future[Any]) -> RowLease | Over | None:
-        answer: RowLease | Over | None = asked.result(LIMITS.poll_seconds + LIMITS.call_seconds)
-        self._standing.heard()
-        return answer
-
-    def _call(self, method: str, *arguments: object) -> Any:
-        generation = self._spec.directory.generation
-        return self._caller.run(self._caller.call(self._spec.ledger, method, generation, *arguments))
+    def _read_ahead(self, lease: RowLease) -> None:
+        self._prefetcher.schedule([self._spec.plan[LeaseKey(*lease.key).lease]])

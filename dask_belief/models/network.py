@@ -62,9 +62,7 @@ class Network:
     input_shape: Shape
     """Of one row of inputs."""
 
-    backend: Backend = field(
-        default_factory=functools.partial(get_backend, "numpy"), compare=False, repr=False, kw_only=True
-    )
+    backend: Backend = field(default_factory=lambda: get_backend("numpy"), compare=False, repr=False, kw_only=True)
     """What it computes with; see `on`."""
 
     def __post_init__(self) -> None:
@@ -125,8 +123,7 @@ class Network:
         parameters, inputs, targets
             See the conventions of the class.
         out
-            Where to write the gradient, of the shape and dtype of `parameters`; what it held does not count. Without
-            it the vector is new.
+            Where to write the gradient, like `parameters`; what it held does not count. Without it the vector is new.
 
         Returns
         -------
@@ -257,8 +254,7 @@ class Network:
                 f"config: expected the keys {sorted(expected)} with format {FORMAT}, got {sorted(config)} with format "
                 f"{config.get('format')!r}. Another version wrote it, or it is no network."
             )
-        layers = [layer_from_config(layer) for layer in config["layers"]]
-        return cls(layers, config["loss"], tuple(config["input_shape"]))
+        return cls([layer_from_config(layer) for layer in config["layers"]], config["loss"], config["input_shape"])
 
     def __reduce__(self) -> tuple[object, tuple[dict[str, Any], Backend]]:
         """Pickle as configuration and backend."""
@@ -280,8 +276,7 @@ class Network:
         """Check a parameter vector or a gradient, and bring it to where the network computes."""
         checked = self.backend.asarray(vector)
         if checked is not vector and name == "out":
-            found = type(vector).__name__
-            raise ArgumentError(f"out: expected an array of backend {self.backend.name!r}, got {found}.")
+            raise ArgumentError(f"out: expected an array of {self.backend.name}, got {type(vector).__name__}.")
         self.layout.check(checked, name)
         return checked
 

@@ -83,6 +83,9 @@ class ProgressBar:
             self._losses["validation"] = event.loss
         elif not isinstance(event, Stopped):
             return
+        if isinstance(event, Stopped) and event.stop.converged and self._bar is not None and self._done:
+            # All is done, if before its limit; a notebook paints a bar that is not full as failed.
+            self._bar.total = self._done
         self._show(event.seconds, is_last=isinstance(event, Stopped))
         if isinstance(event, Stopped):
             self.close()
@@ -104,12 +107,13 @@ class ProgressBar:
             warnings.filterwarnings("ignore", message="IProgress not found")
             from tqdm.auto import tqdm
         planned = self._run.planned
+        # A notebook draws its own bar, in the place of {bar} as it stands.
+        bar = "{bar}" if _is_notebook() else "|{bar:20}|"
         return tqdm(
             total=planned,
             delay=self.delay_seconds,
-            bar_format="{desc}" if planned is None else "{desc} |{bar:20}|{percentage:3.0f}%",
+            bar_format="{desc}" if planned is None else "{desc} " + bar + "{percentage:3.0f}%",
             miniters=0,
-            # A notebook's bar is drawn by the browser.
             file=None if _is_notebook() else stream,
         )
 

@@ -177,7 +177,11 @@ class ParameterServer:
         """Push the gradient sum of one tree node, each shard its slice."""
 
         async def send(piece: _Piece) -> None:
-            await self._call(piece, "add", evaluation, node, piece.offset, gradient[piece.place])
+            part = gradient[piece.place]
+            if piece.shard.worker.startswith("inproc://"):
+                # There the shard is handed the array itself and keeps it, while the replica uses its own again.
+                part = part.copy()
+            await self._call(piece, "add", evaluation, node, piece.offset, part)
 
         await self._each_piece(send)
 
@@ -187,7 +191,7 @@ class ParameterServer:
         Returns
         -------
         int
-            The number of pushes that the first piece has had: a clock of the server.
+            The most pushes that a piece has had: a clock of the server.
         """
         counts: list[int] = []
 

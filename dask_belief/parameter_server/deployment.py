@@ -213,7 +213,7 @@ class Deployment:
 
     def close(self) -> None:
         """End the replicas and let the actors go; nothing of the generation stays on the cluster."""
-        if self._client.status == "running":
+        if self._client.status == "running" and self._hub.worker in self._membership.workers:
             with contextlib.suppress(ActorLostError, CallTimeoutError):
                 self._caller.run(
                     self._caller.call(self._hub, "finish", self.generation, timeout_seconds=LIMITS.stop_seconds)

@@ -42,6 +42,7 @@ class Vectors:
         self._penalised = _runs(penalised) if penalised is not None else [slice(0, len(shard))]
         self._left = np.empty(BLOCK, np.float64)
         self._right = np.empty(BLOCK, np.float64)
+        self._products = np.empty(BLOCK, np.float64)
         self._sum = np.empty(_CHUNK, self.dtype)
         self._term = np.empty(_CHUNK, self.dtype)
 
@@ -89,7 +90,7 @@ class Vectors:
             piece = slice(start, min(start + BLOCK, len(a)))
             wide_a = self._widen(a[piece], self._left)
             wide_b = wide_a if a is b else self._widen(b[piece], self._right)
-            nodes.add(self._block(start), float(np.dot(wide_a, wide_b)))
+            nodes.add(self._block(start), self._product(wide_a, wide_b))
         return nodes.waiting
 
     def squared_penalty(self, name: str) -> dict[Node, float]:
@@ -103,7 +104,7 @@ class Vectors:
                 low, high = max(run.start, start), min(run.stop, stop)
                 if low < high:
                     wide = self._widen(vector[low:high], self._left)
-                    total += float(np.dot(wide, wide))
+                    total += self._product(wide, wide)
             nodes.add(self._block(start), total)
         return nodes.waiting
 
@@ -129,6 +130,11 @@ class Vectors:
 
     def _block(self, offset: int) -> Node:
         return Node(0, (self.shard.start + offset) // BLOCK)
+
+    def _product(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+        """One dot product without the linear algebra library, whose bits depend on its number of threads."""
+        products = np.multiply(a, b, out=self._products[: len(a)])
+        return float(np.add.reduce(products))
 
     @staticmethod
     def _widen(values: Vector, scratch: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,12 +1,11 @@
-"""The backends that this machine can run: NumPy always, CuPy where it works."""
+"""What the tests of the backends share."""
 
 from __future__ import annotations
 
 import pytest
 
-from dask_belief.backend import Backend, cupy_status, get_backend
-
-USABLE = ["numpy", *(["cupy"] if cupy_status()[0] else [])]
+from dask_belief.backend import Backend, get_backend
+from tests.backend.usable import USABLE
 
 
 @pytest.fixture(params=USABLE)

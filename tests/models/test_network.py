@@ -151,7 +151,7 @@ GOOD = {"parameters": SMALL.initial_parameters(SEED), "inputs": rows(ROWS, 4), "
         ({"out": np.zeros(83)}, "^out: expected dtype float32, as parameters, got float64"),
         ({"out": np.zeros(82, np.float32)}, "^out: expected shape"),
         ({"out": np.zeros(166, np.float32)[::2]}, "^out: expected contiguous"),
-        ({"out": [0.0] * 83}, "^out: expected an array of backend 'numpy', got list"),
+        ({"out": [0.0] * 83}, "^out: expected an array of numpy, got list"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(changed: dict, message: str) -> None:

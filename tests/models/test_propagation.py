@@ -10,8 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from dask_belief.backend import get_backend
 from dask_belief.models import Dense, Network
 from dask_belief.models.activations import ACTIVATIONS
+from tests.backend.usable import USABLE
 from tests.models.cases import LOSSES, ROWS, SEED, SMALL, classes, network_for, rows, targets_for
 
 
@@ -139,6 +141,29 @@ def test_buffers_of_other_batch_sizes_change_nothing() -> None:
     np.testing.assert_array_equal(again[1], first[1])
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n_outputs", [1, 10])
+def test_bits_do_not_depend_on_where_arrays_lie(activation: str, n_outputs: int) -> None:
+    """At any alignment in memory the same rows give the same bits, be they read just now or found in a cache."""
+    network = Network([Dense(67, activation), Dense(n_outputs)], "logistic", (45,))
+    parameters, inputs = network.initial_parameters(SEED), rows(101, 45).astype(np.float32)
+    targets = targets_for("logistic", 101, n_outputs)
+
+    def moved(array: np.ndarray, n_elements: int) -> np.ndarray:
+        memory = np.empty(array.size + 16, array.dtype)
+        there = memory[n_elements : n_elements + array.size].reshape(array.shape)
+        there[...] = array
+        return there
+
+    expected = network.loss_and_gradient(parameters, inputs, targets)
+    for n_elements in range(1, 16):
+        loss, gradient = network.loss_and_gradient(
+            moved(parameters, n_elements), moved(inputs, 16 - n_elements), targets, out=moved(parameters, n_elements)
+        )
+        assert loss == expected[0]
+        np.testing.assert_array_equal(gradient, expected[1])
+
+
 def test_threads_share_a_network() -> None:
     """Four threads with batches of their own get what each would get alone."""
     network = Network([Dense(64, "relu"), Dense(3)], "softmax", (4,))
@@ -184,3 +209,22 @@ def test_large_logits_stay_exact() -> None:
     loss, gradient = network.loss_and_gradient(1e4 * rows(15).astype(np.float32), rows(ROWS, 4), classes(ROWS, 3))
     assert np.isfinite(loss)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", USABLE)
+def test_every_backend_gives_what_the_host_gives(name: str, loss: str, activation: str) -> None:
+    """Host arrays in: loss, gradient, predictions and sums agree to rounding, and the gradient stays on the device."""
+    host = network_for(loss, activation)
+    network = host.on(get_backend(name))
+    parameters, inputs, targets = host.initial_parameters(SEED, np.float64), rows(70, 4), targets_for(loss, 70)
+    expected_loss, expected = host.loss_and_gradient(parameters, inputs, targets)
+
+    out = network.backend.empty(host.n_parameters, np.float64)
+    value, gradient = network.loss_and_gradient(network.backend.asarray(parameters), inputs, targets, out=out)
+    assert gradient is out
+    assert value == pytest.approx(expected_loss, rel=1e-12)
+    np.testing.assert_allclose(network.backend.to_host(gradient), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(network.predict(parameters, inputs), host.predict(parameters, inputs), rtol=1e-12)
+    assert network.evaluate(parameters, inputs, targets) == pytest.approx(host.evaluate(parameters, inputs, targets))

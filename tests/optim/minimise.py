@@ -50,7 +50,7 @@ def minimise(
             return Minimum(point, value, vectors["g"], evaluations, iteration)
         if memory.slope() >= 0:
             memory.reset()
-        direction = sum(c * vectors[name] for name, c in memory.direction().items())
+        direction = np.sum([c * vectors[name] for name, c in memory.direction().items()], axis=0)
         search = LineSearch(options, value, float(vectors["g"] @ direction), memory.first_step())
         while not search.done:
             new_value, new_gradient = objective(point + search.step * direction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,10 +218,11 @@ def test_a_damaged_config_is_refused():
     memory = CurvatureMemory(2)
     memory.update(None, {("g", "g"): 1.0})
     memory.update(0, dict.fromkeys(memory.pairs_to_dot(0), 1.0))
-    config = memory.to_config()
-    for damage in ({"slots": [0, 1, 2]}, {"slots": [0, 0]}, {"slots": [5]}, {"dots": []}, {"slots": [0, 1]}):
+    config: Any = memory.to_config()
+    damages: list[Any] = [{"slots": [0, 1, 2]}, {"slots": [0, 0]}, {"slots": [5]}, {"dots": []}, {"slots": [0, 1]}]
+    for damage in damages:
         with pytest.raises(ArgumentError, match=r"slots|missing"):
-            CurvatureMemory.from_config({**config, **damage})
+            CurvatureMemory.from_config(config | damage)
 
 
 @pytest.mark.parametrize(

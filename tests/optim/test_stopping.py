@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from dask_belief.optim.stopping import (
     number_to_json,
 )
 
-GOING_ON = {
+GOING_ON: dict[str, Any] = {
     "iteration": 5,
     "evaluations": 7,
     "seconds": 3.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from dask_belief.cluster.connection import connected
 from dask_belief.data.dataset import Dataset, DatasetLike, as_dataset
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.driver import DownpourDriver
-from dask_belief.errors import ArgumentError
+from dask_belief.errors import ArgumentError, DataError
 from dask_belief.monitoring.callbacks import Callback, CallbackList
 from dask_belief.monitoring.events import Stopped
 from dask_belief.monitoring.history import History
@@ -110,11 +111,7 @@ def train(
     start = _initial_vector(objective, initial, seed, run_dtype)
 
     history = History()
-    listeners: list[Callback] = [history]
-    if progress:
-        listeners.append(ProgressBar())
-    listeners.extend(callbacks)
-    with connected(client) as connection:
+    with contextlib.closing(ProgressBar(progress)) as bar, connected(client) as connection:
         facts = Facts(
             name=uuid.uuid4().hex[:8],
             client=connection,
@@ -126,7 +123,7 @@ def train(
             dtype=run_dtype.name,
             backend=backend,
         )
-        run = Run(facts, CallbackList(listeners))
+        run = Run(facts, CallbackList([history, bar, *callbacks]))
         driver = SandblasterDriver(run, method) if isinstance(method, Sandblaster) else DownpourDriver(run, method)
         outcome = driver.drive()
         seconds = run.seconds
@@ -173,7 +170,7 @@ def _check_data(objective: Objective, data: Dataset, argument: str) -> None:
         return
     try:
         check(data.input_shape, data.target_shape, data.target_dtype, data.target_range())
-    except ArgumentError as error:
+    except (ArgumentError, DataError) as error:
         raise type(error)(f"{argument}: {error}") from error
 
 

@@ -1,0 +1,23 @@
+"""Waiting for Dask futures with a limit, through their own client, be it the current one or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from distributed import Future
+
+
+def wait_for(futures: Iterable[Future[Any]], timeout_seconds: float) -> None:
+    """Wait until every future has ended, well or badly.
+
+    Raises
+    ------
+    TimeoutError
+        When the limit passes first.
+    """
+    until = time.monotonic() + timeout_seconds
+    for future in futures:
+        if not future.done():
+            future.exception(timeout=max(0.001, until - time.monotonic()))

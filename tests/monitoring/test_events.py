@@ -1,0 +1,96 @@
+"""Events as records, and their way through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from dask_belief.errors import ArgumentError
+from dask_belief.monitoring.events import (
+    EVENT_KINDS,
+    DownpourProgressed,
+    Event,
+    IterationEnded,
+    Rebuilt,
+    RunStarted,
+    Stopped,
+    Validated,
+    WorkerJoined,
+    WorkerLost,
+    event_from_config,
+    event_to_config,
+)
+from dask_belief.optim.stopping import Stop, StopReason
+
+EVENTS: list[Event] = [
+    RunStarted("Sandblaster", n_rows=1000, n_parameters=50, n_workers=3, planned=100.0),
+    RunStarted("Downpour", n_rows=1000, n_parameters=50, n_workers=3, planned_unit="epochs", seconds=0.1),
+    IterationEnded(1, 2, loss=0.5, gradient_norm=0.1, step=1.0, seconds=0.2, passes=2.0),
+    DownpourProgressed(steps=10, epochs=0.25, rows=250, loss=0.7, seconds=0.3),
+    Validated(loss=0.6, metrics={"accuracy": 0.8}, passes=2.0, seconds=0.4),
+    WorkerLost("tcp://127.0.0.1:1", seconds=0.5),
+    WorkerJoined("tcp://127.0.0.1:2", seconds=0.6),
+    Rebuilt("shard 0 was lost", "back to iteration 3", seconds=0.7),
+    Stopped(Stop(StopReason.MAX_ITERATIONS, {"iteration": 100}), seconds=0.8, passes=120.0),
+]
+
+
+def test_the_examples_cover_every_kind():
+    """What is tested below is tested of all kinds."""
+    assert {type(event).__name__ for event in EVENTS} == set(EVENT_KINDS)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_comes_back_equal_from_json(event):
+    """Through strict JSON and back nothing is lost."""
+    assert event_from_config(json.loads(json.dumps(event_to_config(event), allow_nan=False))) == event
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_cannot_be_changed(event):
+    """Whoever gets an event may keep it."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.seconds = 1.0
+
+
+def test_numbers_that_are_not_finite_come_back():
+    """A diverged loss is told as it is, in strict JSON too."""
+    event = Validated(loss=math.inf, metrics={"log": -math.inf}, passes=1.0, seconds=2.0)
+    assert event_from_config(json.loads(json.dumps(event_to_config(event), allow_nan=False))) == event
+    lost = event_from_config(event_to_config(DownpourProgressed(1, epochs=0.1, rows=10, loss=math.nan, seconds=1.0)))
+    assert isinstance(lost, DownpourProgressed) and math.isnan(lost.loss)
+
+
+def test_words_for_numbers_stay_words_in_texts():
+    """An address is never taken for a number."""
+    assert event_from_config(event_to_config(WorkerLost("NaN"))) == WorkerLost("NaN")
+
+
+def test_passes_and_epochs_are_the_same():
+    """Both methods' events tell passes over the data under one name."""
+    assert DownpourProgressed(steps=1, epochs=0.5, rows=5, loss=0.1, seconds=1.0).passes == 0.5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"kind": "Unknown"},
+        {},
+        {"kind": "WorkerLost"},
+        {"kind": "WorkerLost", "address": "a", "colour": "red"},
+        {"kind": "Stopped", "stop": {"reason": "bored", "numbers": {}}},
+    ],
+)
+def test_what_is_no_event_is_refused(config):
+    """Unknown kinds, missing and unknown fields are errors."""
+    with pytest.raises(ArgumentError):
+        event_from_config(config)
+
+
+def test_an_event_of_foreign_things_is_refused():
+    """A field that JSON cannot hold is an error, not a pickle."""
+    with pytest.raises(ArgumentError, match="got object"):
+        event_to_config(WorkerLost(object()))  # type: ignore[arg-type]

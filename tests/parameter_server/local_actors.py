@@ -1,0 +1,113 @@
+"""Actors without a cluster: plain objects behind the real `Caller`, on an event loop of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dask_belief.cluster.actors import ActorAddress, Caller
+from dask_belief.optim.rules import Rule
+from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.shard import Shard, ShardSpec
+
+
+class LocalActors:
+    """Carries calls to objects in this process.
+
+    Parameters
+    ----------
+    copies
+        Whether messages are copied on their way, as a network does; else both sides see the very same arrays, as on a
+        cluster of threads with ``inproc://`` addresses.
+
+    Attributes
+    ----------
+    actors
+        The objects, by name.
+    loop, caller
+        The event loop, and the caller on it.
+    calls
+        How often each method was called.
+    """
+
+    def __init__(self, copies: bool = True) -> None:
+        self._copies = copies
+        self.actors: dict[str, Any] = {}
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.caller = Caller(self.loop, self.send)
+        self.calls: Counter[str] = Counter()
+
+    def __enter__(self) -> LocalActors:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    def register(self, name: str, actor: object) -> ActorAddress:
+        """Make an object known as an actor."""
+        self.actors[name] = actor
+        return ActorAddress(name=name, worker="local", key=name)
+
+    async def send(self, worker: str, **message: Any) -> dict[str, Any]:
+        """What a Dask worker does for a message to one of its actors."""
+        function = message["function"]
+        self.calls[function] += 1
+        arguments = [self._carry(wrapped.data) for wrapped in message["args"]]
+        # Others may be served before: messages on a network arrive in no particular order.
+        await asyncio.sleep(0)
+        if message["actor"] not in self.actors:
+            raise OSError("the worker does not know the actor")
+        try:
+            result = getattr(self.actors[message["actor"]], function)(*arguments)
+            if asyncio.iscoroutine(result):
+                result = await result
+        except Exception as error:
+            return {"status": "error", "exception": error}
+        return {"status": "OK", "result": self._carry(result)}
+
+    def _carry(self, message: Any) -> Any:
+        return pickle.loads(pickle.dumps(message)) if self._copies else message
+
+
+def deploy(
+    actors: LocalActors,
+    ranges: Sequence[range],
+    *,
+    generation: int = 0,
+    dtype: str = "float32",
+    penalised: np.ndarray | None = None,
+    rule: Rule | None = None,
+) -> ParameterServer:
+    """Make shards over these ranges and give the client of all of them."""
+    n_parameters = ranges[-1].stop
+    shards = tuple(
+        actors.register(
+            f"shard {index}",
+            Shard(
+                ShardSpec(
+                    generation=generation,
+                    index=index,
+                    shard=span,
+                    n_parameters=n_parameters,
+                    dtype=dtype,
+                    penalised=None if penalised is None else penalised[span.start : span.stop],
+                    rule=rule,
+                )
+            ),
+        )
+        for index, span in enumerate(ranges)
+    )
+    return ParameterServer(Directory(generation, n_parameters, dtype, shards, tuple(ranges)), actors.caller)

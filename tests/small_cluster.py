@@ -1,0 +1,36 @@
+"""A cluster of threads that behaves as over a network, and what tests do to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from distributed import Client, LocalCluster
+
+
+def small_cluster(n_workers: int, threads_per_worker: int = 1) -> LocalCluster:
+    """Starts in a tenth of a second; ``tcp://`` makes real messages, where ``inproc://`` would hand over the objects."""
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        processes=False,
+        protocol="tcp://",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+    )
+
+
+def close_worker(client: Client, address: str) -> None:
+    """Close a worker, its actors and tasks with it, and wait until the scheduler has taken note."""
+    cluster = client.cluster
+    [worker] = [worker for worker in cluster.workers.values() if worker.address == address]
+    client.sync(worker.close, nanny=False, reason="test")
+    eventually(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
+
+
+def eventually(is_so: Callable[[], bool], limit_seconds: float = 5.0) -> None:
+    """Wait for something that another thread brings about; fails when the limit passes first."""
+    until = time.monotonic() + limit_seconds
+    while not is_so():
+        assert time.monotonic() < until, f"not so within {limit_seconds:g} seconds"
+        time.sleep(0.005)
