@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client, Scheduler, SchedulerPlugin
 
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.errors import NoWorkersError
+from dask_belief.errors import ClusterError, NoWorkersError
 
 logger = logging.getLogger(__name__)
 
@@ -60,28 +62,51 @@ class Membership:
     Attributes
     ----------
     workers
-        Number of threads by address, of the workers that are there, as of the last `poll`.
+        Number of threads by address, of the workers that are there, as of the last `poll` or `refresh`.
+
+    Raises
+    ------
+    ClusterError
+        When the scheduler does not let itself be listened to.
     """
 
     def __init__(self, client: Client, topic: str) -> None:
         self._client = client
         self._topic = topic
         self._announced: queue.SimpleQueue[Joined | Lost] = queue.SimpleQueue()
+        self._is_listening = threading.Event()
+        self._news: list[Joined | Lost] = []
         client.subscribe_topic(topic, self._hear)
         client.register_plugin(Announcer(topic))
-        # Asked after the plugin listens, so that nobody joins or leaves unheard in between.
+        self._await_echo()
+        # Asked once announcements arrive, so that nobody joins or leaves unheard in between.
         self.workers: dict[str, int] = dict(client.nthreads())
+
+    def _await_echo(self) -> None:
+        """Wait until a word of our own comes back: a subscription travels on its own, and later than calls do."""
+        until = time.monotonic() + LIMITS.start_seconds
+        while not self._is_listening.wait(0.02):
+            if time.monotonic() > until:
+                raise ClusterError(f"the scheduler sent no events within {LIMITS.start_seconds:g} seconds. Look at it.")
+            self._client.log_event(self._topic, {"action": "listening"})
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         _, message = event
-        if message["action"] == "joined":
-            self._announced.put(Joined(message["worker"], message["n_threads"]))
-        else:
-            self._announced.put(Lost(message["worker"]))
+        match message["action"]:
+            case "joined":
+                self._announced.put(Joined(message["worker"], message["n_threads"]))
+            case "lost":
+                self._announced.put(Lost(message["worker"]))
+            case "listening":
+                self._is_listening.set()
 
     def poll(self) -> list[Joined | Lost]:
-        """What was announced since the last time; brings `workers` up to date."""
-        changes: list[Joined | Lost] = []
+        """What changed since the last time; brings `workers` up to date."""
+        self._take_announcements()
+        changes, self._news = self._news, []
+        return changes
+
+    def _take_announcements(self) -> None:
         while not self._announced.empty():
             change = self._announced.get()
             if isinstance(change, Joined):
@@ -90,12 +115,16 @@ class Membership:
             else:
                 is_news = self.workers.pop(change.worker, None) is not None
             if is_news:
-                changes.append(change)
-        return changes
+                self._news.append(change)
 
     def refresh(self) -> None:
-        """Ask the scheduler itself which workers are there."""
-        self.workers = dict(self._client.nthreads())
+        """Ask the scheduler itself which workers are there; what is new is kept for the next `poll`."""
+        found = dict(self._client.nthreads())
+        for worker in self.workers.keys() - found.keys():
+            self._announced.put(Lost(worker))
+        for worker in found.keys() - self.workers.keys():
+            self._announced.put(Joined(worker, found[worker]))
+        self._take_announcements()
 
     def close(self) -> None:
         """Stop listening, and take the plugin off the scheduler."""
@@ -112,7 +141,7 @@ def wait_for_a_worker(client: Client, membership: Membership) -> None:
     NoWorkersError
         When none comes within `Limits.start_seconds`.
     """
-    membership.poll()
+    membership.refresh()
     if membership.workers:
         return
     logger.warning("no worker is left: waiting up to %g s for one", LIMITS.start_seconds)
@@ -122,5 +151,4 @@ def wait_for_a_worker(client: Client, membership: Membership) -> None:
         raise NoWorkersError(
             f"no worker came back within {LIMITS.start_seconds:g} seconds. Start workers and train again."
         ) from error
-    # The announcement of the worker that came may still be on its way.
     membership.refresh()

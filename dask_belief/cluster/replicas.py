@@ -89,11 +89,17 @@ class ReplicaPool:
         """How many were ever started; names are never used twice."""
         return self._n_started
 
-    def start(self, worker: str) -> str:
-        """Start one replica on `worker` and give its name."""
+    def start(self, worker: str) -> str | None:
+        """Start one replica on `worker` and give its name; None when the worker has left, or takes no data."""
+        try:
+            [dataset] = self._client.scatter(
+                [self._dataset], workers=[worker], hash=False, timeout=LIMITS.start_seconds
+            )
+        except (KeyError, OSError) as error:
+            logger.warning("no replica was started on %s: %r", worker, error)
+            return None
         replica = f"replica-{self._n_started}"
         self._n_started += 1
-        [dataset] = self._client.scatter([self._dataset], workers=[worker], hash=False, timeout=LIMITS.start_seconds)
         future = self._client.submit(
             self._function,
             self._spec,

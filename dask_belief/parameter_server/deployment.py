@@ -143,7 +143,9 @@ class Deployment:
         """Start the replicas that are missing."""
         counts = self._pool.by_worker
         for worker in replicas_to_start(self._membership.workers, counts, self._spec.n_replicas):
-            self._pool.start(worker)
+            if self._pool.start(worker) is None:
+                # It left; the announcement is on its way.
+                break
 
     @property
     def n_replicas(self) -> int:
@@ -230,7 +232,7 @@ def _is_loss(error: Exception) -> bool:
 @contextlib.contextmanager
 def deployed(client: Client, spec: DeploymentSpec, generation: int, membership: Membership) -> Iterator[Deployment]:
     """Open a generation, and close it whatever happens."""
-    membership.poll()
+    membership.refresh()
     deployment = Deployment(client, spec, generation, membership)
     try:
         yield deployment
