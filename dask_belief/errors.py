@@ -80,5 +80,5 @@ class StaleError(ClusterError):
     """A message of another run or of an older generation was refused."""
 
 
-class NoProgressError(ClusterError):
+class NoProgressError(DaskBeliefError):
     """Nothing was finished for longer than the stated limit."""

@@ -23,7 +23,7 @@ def leaf_values(n_leaves: int) -> np.ndarray:
 def value_of(node: Node, leaves: np.ndarray) -> np.float32:
     """The definition: left child plus right child, and a child behind the end adds nothing."""
     if node.level == 0:
-        return leaves[node.index]
+        return leaves[node.number]
     left, right = node.children()
     if not right.leaves(len(leaves)):
         return value_of(left, leaves)

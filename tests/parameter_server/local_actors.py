@@ -59,7 +59,8 @@ class LocalActors:
     def register(self, name: str, actor: object) -> ActorAddress:
         """Make an object known as an actor."""
         self.actors[name] = actor
-        return ActorAddress(name=name, worker="local", key=name)
+        worker = "tcp://local" if self._copies else "inproc://local"
+        return ActorAddress(name=name, worker=worker, key=name)
 
     async def send(self, worker: str, **message: Any) -> dict[str, Any]:
         """What a Dask worker does for a message to one of its actors."""

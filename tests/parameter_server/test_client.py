@@ -231,5 +231,5 @@ def test_error_of_one_shard_goes_through(actors: LocalActors) -> None:
         actors.caller.run(stale.execute(MaxNorm("a")))
     del actors.actors["shard 1"]
     server = ParameterServer(directory, actors.caller)
-    with pytest.raises(ActorLostError, match="shard 1 on local"):
+    with pytest.raises(ActorLostError, match="shard 1 on tcp://local"):
         actors.caller.run(server.write("a", random_vector("a")))
