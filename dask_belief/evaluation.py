@@ -15,10 +15,10 @@ from distributed import Client, Future, get_worker
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import Caller
-from dask_belief.cluster.futures import wait_for
+from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.data.dataset import Dataset
-from dask_belief.errors import CallTimeoutError
+from dask_belief.errors import CallTimeoutError, ClusterError
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.objective import Objective, evaluation_sums
 from dask_belief.parameter_server.client import Directory, ParameterServer
@@ -30,6 +30,7 @@ SNAPSHOT = "snapshot"
 
 _MAX_PARTS = 8
 _BLOCK_BYTES = 16 * 2**20
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Evaluation:
         self._prefix = f"{what}-{run}"
         self._numbers = itertools.count()
         self._futures: list[Future[dict[str, float]]] = []
+        self._sent: Future[Dataset] | None = None
+        self._directory: Directory | None = None
 
     @property
     def is_running(self) -> bool:
@@ -102,8 +105,11 @@ class Evaluation:
 
     def start(self, directory: Directory) -> None:
         """Begin to evaluate at the vector `SNAPSHOT` of the shards, which must stay as it is meanwhile."""
+        self._directory = directory
         number = next(self._numbers)
-        [dataset] = self._client.scatter([self._dataset], hash=False, timeout=LIMITS.start_seconds)
+        if self._sent is None or self._sent.status != "finished":
+            # Sent once, and again when the worker that held it is gone.
+            [self._sent] = self._client.scatter([self._dataset], hash=False, timeout=LIMITS.start_seconds)
         n_rows, chunk = self._dataset.n_rows, self._dataset.chunk_rows
         n_chunks = -(-n_rows // chunk)
         n_parts = min(_MAX_PARTS, n_chunks)
@@ -112,7 +118,7 @@ class Evaluation:
             self._client.submit(
                 evaluate_part,
                 PartSpec(self._objective, directory, self._backend, start, stop),
-                dataset,
+                self._sent,
                 key=f"{self._prefix}-{number}-{start}",
                 pure=False,
             )
@@ -120,32 +126,50 @@ class Evaluation:
         ]
 
     def poll(self) -> MetricSums | None:
-        """The sums once all parts are there, else None; raises what a part raised."""
+        """The sums once all parts are there, else None; raises what a part raised.
+
+        A part that was lost with the worker that held the data set makes the whole be forgotten.
+        """
         if not self._futures or not all(future.done() for future in self._futures):
             return None
-        total = MetricSums()
+        futures, self._futures = self._futures, []
         try:
-            for future in self._futures:
+            if any(future.cancelled() for future in futures):
+                logger.info("%s was lost with a worker", self._prefix)
+                return None
+            total = MetricSums()
+            for future in futures:
                 total.add(future.result(timeout=LIMITS.call_seconds))
+            return total
         finally:
-            self.drop()
-        return total
+            let_go(self._client, futures)
 
     def finish(self) -> MetricSums:
-        """Wait for the sums; raises `CallTimeoutError` past the limit."""
-        try:
-            wait_for(self._futures, LIMITS.no_progress_seconds)
-        except TimeoutError as error:
-            self.drop()
-            raise CallTimeoutError(
-                f"{self._prefix} was not finished within {LIMITS.no_progress_seconds:g} seconds."
-            ) from error
-        sums = self.poll()
-        assert sums is not None
-        return sums
+        """Wait for the sums of the evaluation under way; begins again when it is lost with a worker.
+
+        Raises
+        ------
+        CallTimeoutError
+            When it does not end within the limit.
+        ClusterError
+            When it is lost again and again.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                wait_for(self._futures, LIMITS.no_progress_seconds)
+            except TimeoutError as error:
+                self.drop()
+                raise CallTimeoutError(
+                    f"{self._prefix} was not finished within {LIMITS.no_progress_seconds:g} seconds."
+                ) from error
+            if (sums := self.poll()) is not None:
+                return sums
+            assert self._directory is not None, "finish() without start()"
+            self.start(self._directory)
+        self.drop()
+        raise ClusterError(f"{self._prefix} was lost with a worker {_ATTEMPTS} times. Look at the workers' logs.")
 
     def drop(self) -> None:
         """Forget the evaluation under way."""
-        if self._futures and self._client.status == "running":
-            self._client.cancel(self._futures, force=True)
+        let_go(self._client, self._futures)
         self._futures = []

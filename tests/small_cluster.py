@@ -28,6 +28,17 @@ def close_worker(client: Client, address: str) -> None:
     eventually(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
 
 
+def kill_worker(client: Client, address: str) -> None:
+    """Break a worker's connection off, as the end of its process does, and wait until the scheduler has taken note."""
+    [worker] = [worker for worker in client.cluster.workers.values() if worker.address == address]
+
+    async def abort() -> None:
+        worker.batched_stream.abort()
+
+    client.sync(abort)
+    eventually(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
+
+
 def eventually(is_so: Callable[[], bool], limit_seconds: float = 5.0) -> None:
     """Wait for something that another thread brings about; fails when the limit passes first."""
     until = time.monotonic() + limit_seconds

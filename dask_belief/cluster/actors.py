@@ -17,7 +17,7 @@ from distributed import Client, Future, Worker
 from distributed.core import ConnectionPool
 from distributed.protocol.serialize import to_serialize
 
-from dask_belief.cluster.futures import wait_for
+from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
@@ -243,6 +243,5 @@ class ActorHost:
 
     def close(self) -> None:
         """Let the actors go."""
-        for future in self._futures:
-            future.release()
+        let_go(self._client, self._futures)
         self._futures.clear()

@@ -6,7 +6,18 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from distributed import Future
+from distributed import Client, Future
+
+
+def let_go(client: Client, futures: Iterable[Future[Any]]) -> None:
+    """Forget futures; those that have not ended are cancelled, wherever they are."""
+    futures = list(futures)
+    if client.status == "running":
+        unfinished = [future for future in futures if not future.done()]
+        if unfinished:
+            client.cancel(unfinished, force=True)
+    for future in futures:
+        future.release()
 
 
 def wait_for(futures: Iterable[Future[Any]], timeout_seconds: float) -> None:

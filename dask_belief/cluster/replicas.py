@@ -12,7 +12,7 @@ from typing import Any
 from dask.typing import Key
 from distributed import Client, Future, Worker, get_worker, secede
 
-from dask_belief.cluster.futures import wait_for
+from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class ReplicaPool:
         names = [name for name, running in self._running.items() if running.worker == worker]
         for name in names:
             running = self._running.pop(name)
-            self._client.cancel([running.future, running.dataset], force=True)
+            let_go(self._client, [running.future, running.dataset])
         return names
 
     def ended(self) -> list[Ended]:
@@ -141,13 +141,13 @@ class ReplicaPool:
     def stop(self, timeout_seconds: float = LIMITS.stop_seconds) -> None:
         """Give the replicas a moment to end by themselves, then cancel them."""
         futures: list[Future[object]] = [running.future for running in self._running.values()]
-        datasets = [running.dataset for running in self._running.values()]
         if futures and self._client.status == "running":
             try:
                 wait_for(futures, timeout_seconds)
             except TimeoutError:
                 logger.info("%d replicas did not end within %g s and are cancelled", len(futures), timeout_seconds)
-            self._client.cancel(futures + datasets, force=True)
+        datasets = [running.dataset for running in self._running.values()]
+        let_go(self._client, [*futures, *datasets])
         self._running.clear()
 
 

@@ -143,7 +143,7 @@ def test_replicas_of_a_lost_worker_are_forgotten(own_client: Client) -> None:
 
 
 def test_start_on_a_worker_that_just_left(own_client: Client) -> None:
-    """A worker may leave before its loss is heard: nothing is started there, and it does not take long to say so."""
+    """A worker may leave before its loss is heard: nothing is started there, at once, and nothing stays behind."""
     gone = min(own_client.nthreads())
     pool = pool_of(own_client, "late")
     close_worker(own_client, gone)
@@ -151,6 +151,7 @@ def test_start_on_a_worker_that_just_left(own_client: Client) -> None:
     assert pool.start(gone) is None
     assert time.monotonic() - began < 5
     assert len(pool) == 0
+    assert pool.lose(gone) == []
     eventually(lambda: not own_client.cluster.scheduler.tasks)
 
 
