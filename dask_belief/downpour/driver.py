@@ -19,11 +19,11 @@ from dask_belief.downpour.replica import ReplicaSpec, downpour_replica
 from dask_belief.errors import NonFiniteError, NoProgressError
 from dask_belief.evaluation import SNAPSHOT
 from dask_belief.monitoring.events import DownpourProgressed
-from dask_belief.objective import penalty
+from dask_belief.objective import penalised_of, penalty
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec
-from dask_belief.parameter_server.messages import Combine
+from dask_belief.parameter_server.messages import Combine, SquaredPenalty
 from dask_belief.parameter_server.shard import VALUES, SavedPiece
 from dask_belief.run import Outcome, Run, Share, Vector
 
@@ -121,7 +121,7 @@ class DownpourDriver:
             method=method.name,
             n_parameters=facts.objective.n_parameters,
             dtype=facts.dtype,
-            penalised=None,
+            penalised=penalised_of(facts.objective),
             n_shards=method.n_shards,
             n_replicas=method.n_replicas,
             rule=method.rule,
@@ -168,7 +168,7 @@ class DownpourDriver:
             if status.n_finished != n_finished:
                 n_finished, last_progress = status.n_finished, now
             if status.is_over or now - last_event > _PROGRESS_SECONDS:
-                self._tell(status, told)
+                self._tell(deployment, status, told)
                 told, last_event = status, now
             self._rows = status.rows
             self._look_after(deployment, status)
@@ -189,14 +189,18 @@ class DownpourDriver:
             return Stop(StopReason.MAX_SECONDS, {"seconds": self._run.seconds, "max_seconds": limit})
         return self._run.asked_to_stop(rows=status.rows)
 
-    def _tell(self, status: LedgerStatus, before: LedgerStatus | None) -> None:
-        """Tell how far it is, with the mean loss over the rows since the last time."""
+    def _tell(self, deployment: Deployment, status: LedgerStatus, before: LedgerStatus | None) -> None:
+        """Tell how far it is, with the mean loss over the rows since the last time, and the penalty as it is now."""
         loss_sum = status.loss_sum - (before.loss_sum if before else 0.0)
         n_rows = status.loss_rows - (before.loss_rows if before else 0)
         if n_rows <= 0:
             return
         epochs = status.rows / self._run.facts.dataset.n_rows
-        event = DownpourProgressed(status.steps, epochs, status.rows, loss_sum / n_rows, self._run.seconds)
+        loss = loss_sum / n_rows
+        if self._method.l2:
+            [[squares]] = deployment.execute(SquaredPenalty(VALUES))
+            loss += 0.5 * self._method.l2 * squares
+        event = DownpourProgressed(status.steps, epochs, status.rows, loss, self._run.seconds)
         logger.info("%d steps, %.2f epochs, loss %.6g, %.1f s", event.steps, epochs, event.loss, event.seconds)
         self._run.emit(event)
 
