@@ -25,8 +25,8 @@ class Objective(Protocol):
     An objective may offer more: ``penalised``, boolean ``(n_parameters,)``, says which parameters a penalty covers
     (all, where it is missing); ``loss_and_gradient(..., out=vector)`` writes the gradient where it is wanted;
     ``evaluate(parameters, inputs, targets)`` gives sums over rows for validation; ``predict(parameters, inputs)``
-    is what `TrainingResult.predict` calls; ``check_data`` refuses data that do not fit; ``to_config`` lets a result
-    be saved with its objective.
+    is what `TrainingResult.predict` calls; ``check_data`` refuses data that do not fit; a
+    `Network` is saved with a result, another objective is not.
     """
 
     @property

@@ -75,7 +75,7 @@ def serve(client: Client, parameters: np.ndarray, run: str) -> tuple[ActorHost, 
 
 @pytest.fixture
 def served(client: Client, request: pytest.FixtureRequest) -> Iterator[Callable[[np.ndarray], Directory]]:
-    hosts = []
+    hosts: list[ActorHost] = []
 
     def start(parameters: np.ndarray) -> Directory:
         host, directory = serve(client, parameters, f"{request.node.name}-{len(hosts)}")

@@ -33,9 +33,7 @@ class LeastSquares:
 class WritesInPlace(LeastSquares):
     """The same, with the gradient written where it is wanted."""
 
-    def loss_and_gradient(
-        self, parameters: Any, inputs: Any, targets: Any, out: Any = None
-    ) -> tuple[Any, Any]:
+    def loss_and_gradient(self, parameters: Any, inputs: Any, targets: Any, out: Any = None) -> tuple[Any, Any]:
         loss, gradient = super().loss_and_gradient(parameters, inputs, targets)
         if out is None:
             return loss, gradient
@@ -86,24 +84,25 @@ def test_mask_of_a_network_leaves_out_biases() -> None:
 )
 def test_mask_of_wrong_kind_is_refused(mask: Any) -> None:
     """Numbers for booleans, a wrong length and a wrong shape are refused by name."""
-    objective = LeastSquares()
-    objective.penalised = mask  # type: ignore[attr-defined]
+    objective: Any = LeastSquares()
+    objective.penalised = mask
     with pytest.raises(ArgumentError, match=r"^objective\.penalised: expected booleans of shape \(4,\), got "):
         penalised_of(objective)
 
 
 def test_mask_may_be_a_list() -> None:
     """Of truth values."""
-    objective = LeastSquares()
-    objective.penalised = [True, False, True, False]  # type: ignore[attr-defined]
+    objective: Any = LeastSquares()
+    objective.penalised = [True, False, True, False]
     np.testing.assert_array_equal(penalised_of(objective), [True, False, True, False])
 
 
 def test_penalty_is_half_the_weighted_square() -> None:
     """Over the penalised parameters, in float64 also for float32."""
-    objective, parameters = LeastSquares(), np.array([1, 2, 3, 1e-4], np.float32)
+    objective: Any = LeastSquares()
+    parameters = np.array([1, 2, 3, 1e-4], np.float32)
     assert penalty(objective, parameters, 0.5) == pytest.approx(0.25 * (14 + 1e-8), rel=1e-12)
-    objective.penalised = np.array([True, False, True, False])  # type: ignore[attr-defined]
+    objective.penalised = np.array([True, False, True, False])
     assert penalty(objective, parameters, 0.5) == 0.25 * 10
     assert penalty(objective, parameters, 0.0) == 0
 
@@ -124,8 +123,8 @@ def test_gradient_lands_where_it_is_wanted(objective: Objective, dtype: str) -> 
 @pytest.mark.parametrize("wrong", [np.zeros(N_FEATURES + 1), np.zeros((N_FEATURES, 1)), 3.0])
 def test_gradient_of_wrong_shape_is_refused(wrong: Any) -> None:
     """Not even a number, which would be written everywhere, passes."""
-    objective = LeastSquares()
-    objective.loss_and_gradient = lambda parameters, inputs, targets: (1.0, wrong)  # type: ignore[method-assign]
+    objective: Any = LeastSquares()
+    objective.loss_and_gradient = lambda parameters, inputs, targets: (1.0, wrong)
     with pytest.raises(ArgumentError, match=r"^objective: loss_and_gradient gave a gradient of shape .*, not \(4,\)"):
         Gradients(objective)(*data(), np.zeros(N_FEATURES))
 
@@ -139,7 +138,7 @@ def test_validation_needs_no_more_than_the_loss() -> None:
 
 def test_validation_takes_what_the_objective_offers() -> None:
     """With ``evaluate``, its sums."""
-    objective = LeastSquares()
+    objective: Any = LeastSquares()
     sums = {"loss": 1.0, "rows": 7.0, "correct": 3.0}
-    objective.evaluate = lambda parameters, inputs, targets: sums  # type: ignore[attr-defined]
+    objective.evaluate = lambda parameters, inputs, targets: sums
     assert evaluation_sums(objective, *data()) == sums

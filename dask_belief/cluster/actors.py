@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from distributed import Client, Future, Worker
 from distributed.core import ConnectionPool
-from distributed.protocol.serialize import to_serialize
+from distributed.protocol.serialize import Serialize, to_serialize
 
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
@@ -44,10 +44,31 @@ class ActorAddress:
     key: str
 
 
+@dataclass(frozen=True)
+class Message:
+    """A call of one method of an actor."""
+
+    actor: str
+    function: str
+    arguments: tuple[object, ...]
+
+    def packed(self) -> dict[str, object]:
+        """The keyword arguments of Dask's handler for it; what is small and plain is not serialised on its own."""
+        arguments = [each if _is_plain(each) else to_serialize(each) for each in self.arguments]
+        return {"actor": self.actor, "function": self.function, "args": arguments, "kwargs": {}}
+
+
+def _is_plain(argument: object) -> bool:
+    """Whether a message can hold the argument as it is; a named tuple then arrives as a plain one."""
+    if isinstance(argument, tuple):
+        return all(_is_plain(part) for part in argument)
+    return argument is None or type(argument) in (bool, int, float, str)
+
+
 class Line(Protocol):
     """A way to an actor's worker; whatever goes wrong on it is an `OSError`."""
 
-    async def __call__(self, worker: str, **message: object) -> dict[str, Any]:
+    async def __call__(self, worker: str, message: Message) -> dict[str, Any]:
         """Send a message to a worker and give its reply."""
         ...
 
@@ -59,21 +80,34 @@ class DirectLine:
     ----------
     pool
         The connections of a worker or of a client.
+    own
+        The worker whose own actors are called without a message; None for a client.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, own: Worker | None = None) -> None:
         self._pool = pool
+        self._own = own
 
-    async def __call__(self, worker: str, **message: object) -> dict[str, Any]:
+    async def __call__(self, worker: str, message: Message) -> dict[str, Any]:
         """Send a message; the worker must take the connection within `Limits.connect_seconds`."""
+        if self._own is not None and self._own.address == worker:
+            return await self._call_own(self._own, message)
         # Distributed tries a refused connection again for 30 seconds, within which nobody hears of the loss.
         comm = await self._pool.connect(worker, timeout=LIMITS.connect_seconds)
         self._pool.reuse(worker, comm)
         try:
-            reply: dict[str, Any] = await self._pool(worker).actor_execute(**message)
+            reply: dict[str, Any] = await self._pool(worker).actor_execute(**message.packed())
         except KeyError as error:
             raise OSError(f"the worker does not know the actor: {error}") from error
         return reply
+
+    @staticmethod
+    async def _call_own(worker: Worker, message: Message) -> dict[str, Any]:
+        """Call an actor of the same process: the arguments are handed over as they are."""
+        if message.actor not in worker.state.actors:
+            raise OSError(f"the worker does not know the actor {message.actor}")
+        reply = await worker.actor_execute(message.actor, message.function, message.arguments, {})
+        return {name: part.data if isinstance(part, Serialize) else part for name, part in reply.items()}
 
 
 class LineThroughScheduler:
@@ -88,10 +122,11 @@ class LineThroughScheduler:
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
 
-    async def __call__(self, worker: str, **message: object) -> dict[str, Any]:
+    async def __call__(self, worker: str, message: Message) -> dict[str, Any]:
         """Send a message; what the method raises is in the reply, so all that is raised here is the line's."""
+        packed = {"op": "actor_execute", **message.packed()}
         try:
-            reply: dict[str, Any] = await self._scheduler.proxy(worker=worker, msg={"op": "actor_execute", **message})
+            reply: dict[str, Any] = await self._scheduler.proxy(worker=worker, msg=packed)
         except Exception as error:
             raise OSError(f"through the scheduler: {error}") from error
         return reply
@@ -106,16 +141,23 @@ class Caller:
         The running event loop that carries the messages.
     line
         The way to the actors' workers.
+    own_address
+        Of the worker that this runs on; None for a client.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, line: Line) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, line: Line, own_address: str | None = None) -> None:
         self._loop = loop
         self._line = line
+        self._own_address = own_address
+
+    def hands_over(self, actor: ActorAddress) -> bool:
+        """Whether the actor gets the caller's arrays themselves instead of copies that travelled."""
+        return actor.worker == self._own_address or actor.worker.startswith("inproc://")
 
     @classmethod
     def of_worker(cls, worker: Worker) -> Caller:
         """The caller of a task that runs on `worker`."""
-        return cls(_asyncio_loop(worker.loop), DirectLine(worker.rpc))
+        return cls(_asyncio_loop(worker.loop), DirectLine(worker.rpc, own=worker), own_address=worker.address)
 
     @classmethod
     def of_client(cls, client: Client, workers: Iterable[str]) -> Caller:
@@ -146,17 +188,9 @@ class Caller:
         Exception
             Whatever the method raised.
         """
+        message = Message(actor.key, method, arguments)
         try:
-            reply = await asyncio.wait_for(
-                self._line(
-                    actor.worker,
-                    actor=actor.key,
-                    function=method,
-                    args=[to_serialize(each) for each in arguments],
-                    kwargs={},
-                ),
-                timeout_seconds,
-            )
+            reply = await asyncio.wait_for(self._line(actor.worker, message), timeout_seconds)
         except TimeoutError as error:
             raise CallTimeoutError(
                 f"{actor.name} on {actor.worker} did not answer {method!r} within {timeout_seconds:g} seconds. The "

@@ -14,6 +14,7 @@ from distributed import Client, Future, Worker, get_worker, secede
 
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +182,10 @@ class Standing:
 def stand_aside() -> Standing:
     """Called first by a replica: leaves the worker's task slot, so that actors and other tasks can still be run."""
     worker = get_worker()
-    key = worker.get_current_task()
+    standing = Standing(worker, worker.get_current_task())
     secede()
-    return Standing(worker, key)
+    keep_freed_memory(standing.memory_bytes)
+    return standing
 
 
 def read_ahead_bytes(standing: Standing) -> int:

@@ -138,6 +138,7 @@ class DownpourDriver:
             deployment.run(deployment.server.begin_updates())
         else:
             deployment.run(deployment.server.restore(self._saved.pieces))
+            deployment.run(deployment.server.forget_marks(list(self._saved.book.finished)))
             deployment.ask("restore", self._saved.book)
         deployment.start_replicas()
         try:

@@ -98,7 +98,8 @@ class Ledger:
         """Give a lease as soon as there is one; None when the limit passes first."""
         self._check(generation)
         until = time.monotonic() + limit_seconds
-        while not (self._is_over or self._book.is_over):
+        # A replica that was counted out is not to take work by a question that it left open.
+        while not (self._is_over or self._book.is_over) and replica in self._replicas:
             lease = self._book.next_lease(replica)
             if lease is not None:
                 return lease

@@ -178,8 +178,8 @@ class ParameterServer:
 
         async def send(piece: _Piece) -> None:
             part = gradient[piece.place]
-            if piece.shard.worker.startswith("inproc://"):
-                # There the shard is handed the array itself and keeps it, while the replica uses its own again.
+            if self._caller.hands_over(piece.shard):
+                # The shard keeps what it is given, while the replica uses its own again.
                 part = part.copy()
             await self._call(piece, "add", evaluation, node, piece.offset, part)
 

@@ -103,8 +103,10 @@ class Shard:
         self._sum: GradientSum | None = None
         self._number = -1
         self._replies: tuple[Reply, ...] = ()
-        # Downpour: per lease and piece the last mini-batch applied; how many pushes each piece has had.
+        # Downpour: per lease and piece the last mini-batch applied, leases that are finished for good, and how many
+        # pushes each piece has had.
         self._marks: dict[tuple[LeaseKey, int], int] = {}
+        self._finished: set[LeaseKey] = set()
         self._n_updates: dict[int, int] = {}
         self._state_names: tuple[str, ...] = ()
 
@@ -223,7 +225,7 @@ class Shard:
 
     def _apply(self, key: PushKey, offset: int, gradient: Vector) -> None:
         mark = self._marks.get((key.lease, offset), -1)
-        if key.last <= mark:
+        if key.lease in self._finished or key.last <= mark:
             return
         if key.first != mark + 1:
             raise StaleError(
@@ -265,10 +267,10 @@ class Shard:
         self._n_updates[offset] = saved.n_updates
 
     def forget_marks(self, generation: int, leases: list[LeaseKey]) -> None:
-        """Drop the marks of leases that the ledger's saved state covers."""
+        """Drop the marks of leases that the ledger's saved state covers; what is pushed for them later is dropped."""
         self._check(generation)
-        gone = {LeaseKey(*lease) for lease in leases}
-        self._marks = {key: mark for key, mark in self._marks.items() if key[0] not in gone}
+        self._finished.update(LeaseKey(*lease) for lease in leases)
+        self._marks = {key: mark for key, mark in self._marks.items() if key[0] not in self._finished}
 
     @property
     def _rule(self) -> Rule:

@@ -105,7 +105,8 @@ class Coordinator:
         """Give a lease as soon as there is one; None when the limit passes first."""
         self._check(generation)
         until = time.monotonic() + limit_seconds
-        while not self._is_over:
+        # A replica that was counted out is not to take work by a question that it left open.
+        while not self._is_over and replica in self._replicas:
             now = time.monotonic()
             lease = self._scheduler.next_lease(replica, now)
             if lease is not None:
@@ -126,16 +127,13 @@ class Coordinator:
 
     # For the driver.
 
-    async def begin(self, generation: int, evaluation: int) -> None:
-        """Open an evaluation."""
+    async def evaluate(self, generation: int, evaluation: int, limit_seconds: float) -> Status:
+        """Open an evaluation, unless it is under way; give its status as soon as it is complete or the limit passes."""
         self._check(generation)
-        self._faulty.clear()
-        self._scheduler.begin(evaluation)
-        self._bell.ring()
-
-    async def wait(self, generation: int, limit_seconds: float) -> Status:
-        """Give the status as soon as the evaluation is complete, or when the limit passes."""
-        self._check(generation)
+        if evaluation != self._scheduler.evaluation:
+            self._faulty.clear()
+            self._scheduler.begin(evaluation)
+            self._bell.ring()
         until = time.monotonic() + limit_seconds
         while not self._scheduler.is_complete and (now := time.monotonic()) < until:
             await self._bell.wait(until - now)

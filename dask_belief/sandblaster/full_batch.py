@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_belief.cluster.limits import LIMITS
@@ -70,8 +69,25 @@ class FullBatch:
         self._l2 = l2
         self._last_progress = time.monotonic()
 
-    def evaluate(self, at: str, gradient: str, direction: str | None = None, prepare: Sequence[Command] = ()) -> Point:
-        """Make a pass over all rows.
+    def begin(self, at: str, *prepare: Command) -> list[list[float]]:
+        """Open the sum of the next evaluation on the shards, after other commands in the same message.
+
+        Parameters
+        ----------
+        at
+            The name of the vector at which to evaluate.
+        *prepare
+            Commands to run before.
+
+        Returns
+        -------
+        list of list of float
+            The scalars of these commands.
+        """
+        return self._deployment.execute(*prepare, BeginSum(self.n_done + 1, at, len(self._plan)))
+
+    def finish(self, at: str, gradient: str, direction: str | None = None) -> Point:
+        """Make the pass over all rows that was begun.
 
         Parameters
         ----------
@@ -79,8 +95,6 @@ class FullBatch:
             Names of vectors: where to evaluate, and where the gradient goes.
         direction
             The name of the vector along which the slope is wanted; None for the first evaluation.
-        prepare
-            Commands to run before, in the same message.
 
         Raises
         ------
@@ -91,8 +105,6 @@ class FullBatch:
         """
         self.n_done += 1
         n_rows = self._run.facts.dataset.n_rows
-        self._deployment.execute(*prepare, BeginSum(self.n_done, at, len(self._plan)))
-        self._deployment.ask("begin", self.n_done)
         status = self._wait()
         if direction is None and (status.faulty or not math.isfinite(status.loss or 0.0)):
             raise NonFiniteError(self._fault(status))
@@ -109,7 +121,7 @@ class FullBatch:
         """Wait for the evaluation, and look after the cluster meanwhile."""
         n_done = -1
         while True:
-            status: Status = self._deployment.ask("wait", LIMITS.watch_seconds)
+            status: Status = self._deployment.ask("evaluate", self.n_done, LIMITS.watch_seconds)
             self._deployment.watch()
             self._run.note_changes(self._deployment)
             self._run.note_kinds(status.kinds)

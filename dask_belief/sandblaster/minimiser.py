@@ -1,11 +1,11 @@
 """L-BFGS on the shards: the main loop of Algorithm 1.2, of which only scalars are seen here.
 
-One iteration costs two rounds of messages to the shards, whatever the history size, and two for each value of the
-line search::
+One iteration costs two rounds of messages to the shards, whatever the history size, and one or two for each value of
+the line search::
 
     accept      s, y, and their dot products with all that is kept   -> the coefficients of the direction
-    direction   combined, and its slope                              -> the first trial
-    trial       combined; evaluated by the replicas; its slope       -> another trial, or accept
+    direction   combined, its slope, and the first trial point       -> evaluated by the replicas
+    trial       its gradient and slope                               -> another trial, or accept
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class Minimiser:
         return self._run.finish_validation()
 
     def _first_point(self) -> Point:
-        point = self._evaluate(POINT, GRADIENT)
+        self._batch.begin(POINT)
+        point = self._finish(POINT, GRADIENT)
         pairs = self._memory.pairs_to_dot(None)
         [dots] = self._deployment.execute(Dot(tuple(pairs)))
         self._memory.update(None, dict(zip(pairs, dots, strict=True)))
@@ -150,22 +151,30 @@ class Minimiser:
 
     def _line_search(self, point: Point) -> tuple[LineSearch, Point | None]:
         direction = tuple((coefficient, name) for name, coefficient in self._memory.direction().items())
-        [[slope]] = self._deployment.execute(Combine(DIRECTION, direction), Dot(((DIRECTION, GRADIENT),)))
-        search = LineSearch(self._options, point.value, slope, self._memory.first_step())
+        first_step = min(self._memory.first_step(), self._options.max_step)
+        # The first trial point is made in the message that brings the slope.
+        [[slope]] = self._batch.begin(
+            TRIAL, Combine(DIRECTION, direction), Dot(((DIRECTION, GRADIENT),)), self._move(first_step)
+        )
+        search = LineSearch(self._options, point.value, slope, first_step)
         trial = None
+        if not search.done:
+            trial = self._finish(TRIAL, TRIAL_GRADIENT, DIRECTION)
+            search.tell(trial.value, trial.slope)
         while not search.done:
             trial = self._try(search.step)
             search.tell(trial.value, trial.slope)
         return search, trial
 
     def _try(self, step: float) -> Point:
-        move = Combine(TRIAL, ((1.0, POINT), (step, DIRECTION)))
-        return self._evaluate(TRIAL, TRIAL_GRADIENT, DIRECTION, (move,))
+        self._batch.begin(TRIAL, self._move(step))
+        return self._finish(TRIAL, TRIAL_GRADIENT, DIRECTION)
 
-    def _evaluate(
-        self, at: str, gradient: str, direction: str | None = None, prepare: tuple[Combine, ...] = ()
-    ) -> Point:
-        point = self._batch.evaluate(at, gradient, direction, prepare)
+    def _move(self, step: float) -> Combine:
+        return Combine(TRIAL, ((1.0, POINT), (step, DIRECTION)))
+
+    def _finish(self, at: str, gradient: str, direction: str | None = None) -> Point:
+        point = self._batch.finish(at, gradient, direction)
         self._progress.evaluations = self._batch.n_done
         return point
 

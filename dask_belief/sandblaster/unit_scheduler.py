@@ -9,6 +9,7 @@ do is copied to an idle replica; the first to finish counts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ _UNLEASED, _LEASED, _DONE = 0, 1, 2
 # A lease is copied when it has been out for so many times what leases of its size take; never before the first time.
 _COPY_FACTOR = 3.0
 _COPY_AFTER_SECONDS = 0.25
+
+# A lease costs about three messages of a millisecond or two each.
+_LEASE_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,17 @@ class UnitScheduler:
             counts = np.bincount(self._owner[unleased] + 1)
             allowed = unleased & (self._owner + 1 == int(np.argmax(counts)))
             unit = self.n_units - 1 - int(np.argmax(allowed[::-1]))
-        wanted = max(1, n_left // (2 * len(self._replicas)))
-        level = min(wanted.bit_length() - 1, self._max_level)
+        level = min(self._lease_units(n_left).bit_length() - 1, self._max_level)
         node = Node(0, unit)
         while node.level < level and allowed[_units(node.parent(), self.n_units)].all():
             node = node.parent()
         return node
+
+    def _lease_units(self, n_left: int) -> int:
+        """How many units a lease should have: half of a fair share, but not so few that asking takes the time."""
+        fair_share = n_left // len(self._replicas)
+        least = math.ceil(_LEASE_SECONDS / self._unit_seconds) if self._unit_seconds else 1
+        return max(1, fair_share // 2, min(least, fair_share))
 
     def _pick_copy(self, replica: str, now: float) -> Node | None:
         """The oldest lease that is slow, is out once, and belongs to another."""
@@ -158,16 +167,25 @@ class UnitScheduler:
         return None
 
     def finish(self, replica: str, lease: Lease, losses: np.ndarray, now: float) -> bool:
-        """Take a finished lease, its loss sums a unit in order; False when it is of another evaluation."""
-        since = self._out.pop((replica, lease.node), None)
+        """Take a finished lease, its loss sums a unit in order.
+
+        Returns
+        -------
+        bool
+            False when it is of another evaluation, or others have finished all of it: the first to finish counts.
+        """
         if lease.evaluation != self.evaluation:
             return False
+        since = self._out.pop((replica, lease.node), None)
         units = _units(lease.node, self.n_units)
+        fresh = self._state[units] != _DONE
+        if not fresh.any():
+            return False
         if since is not None:
             seconds = (now - since) / len(losses)
             former = seconds if self._unit_seconds is None else self._unit_seconds
             self._unit_seconds = 0.8 * former + 0.2 * seconds
-        self._losses[units] = losses
+        self._losses[units][fresh] = losses[fresh]
         self._state[units] = _DONE
         if replica in self._replicas:
             self._owner[units] = self._replicas[replica]

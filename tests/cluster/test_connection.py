@@ -51,9 +51,7 @@ def test_cluster_is_made_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 def test_cluster_of_the_run_is_closed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the run fails."""
     threads = functools.partial(LocalCluster, n_workers=1, processes=False)
-    monkeypatch.setattr(
-        connection, "LocalCluster", lambda **options: threads(**{**options, "dashboard_address": None})
-    )
+    monkeypatch.setattr(connection, "LocalCluster", lambda **options: threads(**{**options, "dashboard_address": None}))
     with pytest.raises(KeyError, match="mine"), connected(None) as client:
         raise KeyError("mine")
     assert client.status == "closed"

@@ -171,7 +171,7 @@ def test_warm_start_goes_on_with_another_when_the_first_is_lost() -> None:
 def test_saved_book_goes_on_exactly(n_leases: int, epochs: int, n_done: int, n_open: int) -> None:
     """A book made from a saved state gives what the old one had not finished, in the order of the seed, and ends."""
     old = LeaseBook(n_leases, epochs, SEED)
-    done = []
+    done: list[LeaseKey] = []
     while len(done) < n_done and (lease := old.next_lease("a")) is not None:
         old.finish(lease.key, STEPS, ROWS)
         done.append(lease.key)

@@ -72,6 +72,7 @@ def test_repeated_report_counts_once() -> None:
 
     async def scenario() -> None:
         ledger = ledger_of()
+        await ledger.hello(GENERATION, "a", "numpy")
         lease = await take(ledger, "a")
         await ledger.report(GENERATION, "a", report_of(tuple(lease.key)))
         await ledger.report(GENERATION, "b", report_of(lease.key))
@@ -86,6 +87,7 @@ def test_limits_pass() -> None:
 
     async def scenario() -> None:
         ledger = ledger_of(n_leases=1)
+        await ledger.hello(GENERATION, "a", "numpy")
         await take(ledger, "a")
         assert (await ledger.wait(GENERATION, 0, 0.01)).n_finished == 0
         await ledger.hello(GENERATION, "b", "numpy")
@@ -131,6 +133,18 @@ def test_question_that_a_lost_replica_left_open_gets_no_lease() -> None:
         await ledger.finish(GENERATION)
         [answer] = await asyncio.gather(of_the_dead, return_exceptions=True)
         assert not isinstance(answer, RowLease)
+
+    asyncio.run(scenario())
+
+
+def test_replica_that_was_counted_out_is_told_to_end() -> None:
+    """A worker that was given up and woke again is not to train beside its successor."""
+
+    async def scenario() -> None:
+        ledger = ledger_of()
+        await ledger.hello(GENERATION, "a", "numpy")
+        await ledger.leave(GENERATION, "a")
+        assert await ledger.next_lease(GENERATION, "a", LONG) == Over()
 
     asyncio.run(scenario())
 
@@ -193,6 +207,7 @@ def test_state_is_put_back() -> None:
 
     async def scenario() -> None:
         ledger = ledger_of(n_leases=3)
+        await ledger.hello(GENERATION, "a", "numpy")
         finished = await take(ledger, "a")
         await ledger.report(GENERATION, "a", report_of(finished.key))
         await take(ledger, "a")
@@ -200,6 +215,7 @@ def test_state_is_put_back() -> None:
         assert state == BookState((finished.key,), 3, 30)
         successor = Ledger(GENERATION + 1, 3, 1, SEED, 0)
         await successor.restore(GENERATION + 1, state)
+        await successor.hello(GENERATION + 1, "b", "numpy")
         status = await successor.wait(GENERATION + 1, 0, LONG)
         assert (status.n_finished, status.rows, status.loss_rows) == (1, 30, 0)
         keys = set()

@@ -99,6 +99,7 @@ def test_replies_are_copies() -> None:
         np.testing.assert_array_equal(vector, former)
     now = everything(shard)
     for vector in taken:
+        assert vector is not None
         vector[:] = np.nan
     np.testing.assert_array_equal(everything(shard), now)
 
@@ -343,6 +344,16 @@ def test_forgotten_marks_are_gone_and_others_stay() -> None:
     plain: Any = tuple(LEASE)
     shard.forget_marks(GENERATION, [plain])
     assert shard.save(GENERATION, 0, LENGTH).marks == {other: 2}
+
+
+def test_push_of_a_forgotten_lease_is_dropped() -> None:
+    """A replica that froze before its first push, and woke after others did its work, changes nothing."""
+    shard = update_shard(SGD(1.0), np.zeros(LENGTH))
+    push(shard, 0, 2, np.ones(LENGTH))
+    shard.forget_marks(GENERATION, [LEASE])
+    push(shard, 0, 0, np.ones(LENGTH))
+    push(shard, 3, 3, np.ones(LENGTH))
+    np.testing.assert_array_equal(everything(shard), -np.ones(LENGTH))
 
 
 def test_updates_need_a_rule() -> None:

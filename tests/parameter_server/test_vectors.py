@@ -174,7 +174,8 @@ def test_vectors_are_made_once_and_dropped() -> None:
     """`make` gives the vector that is there; a dropped one is gone, and dropping it twice does no harm."""
     vectors = Vectors(range(0, 10), 10, "float64")
     made = vectors.make("a")
-    assert (made.shape, made.dtype) == ((10,), np.float64)
+    assert made.shape == (10,)
+    assert made.dtype == np.float64
     assert vectors.make("a") is made is vectors["a"]
     vectors.drop("a")
     vectors.drop("a")

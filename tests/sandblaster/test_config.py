@@ -35,7 +35,7 @@ def test_number_below_zero_is_refused(name: str, value: Any) -> None:
 def test_option_that_is_needed_is_not_none(name: str) -> None:
     """Only the limits may be absent."""
     with pytest.raises(ArgumentError, match=f"^{name}: "):
-        Sandblaster(**{name: None})  # type: ignore[arg-type]
+        Sandblaster(**{name: None})
 
 
 def test_cache_may_be_empty_but_not_negative() -> None:

@@ -35,7 +35,7 @@ async def opened(n_units: int = 2, max_level: int = 0) -> Coordinator:
     coordinator = Coordinator(GENERATION, n_units, max_level)
     for replica in "ab":
         await coordinator.hello(GENERATION, replica, "numpy")
-    await coordinator.begin(GENERATION, 1)
+    await coordinator.evaluate(GENERATION, 1, 0.0)
     return coordinator
 
 
@@ -47,7 +47,7 @@ def test_evaluation_from_begin_to_end() -> None:
         of_a = await coordinator.next_lease(GENERATION, "a", LONG)
         of_b = await coordinator.next_lease(GENERATION, "b", LONG)
         assert (of_a, of_b) == (Lease(1, Node(0, 0)), Lease(1, Node(0, 1)))
-        waiting = asyncio.ensure_future(coordinator.wait(GENERATION, LONG))
+        waiting = asyncio.ensure_future(coordinator.evaluate(GENERATION, 1, LONG))
         await coordinator.report(GENERATION, "a", report_of(of_a, [1.5]))
         await soon()
         assert not waiting.done()
@@ -65,10 +65,10 @@ def test_losses_are_added_in_the_tree() -> None:
 
     async def scenario(order: list[int]) -> float | None:
         coordinator = Coordinator(GENERATION, 5, 0)
-        await coordinator.begin(GENERATION, 1)
+        await coordinator.evaluate(GENERATION, 1, 0.0)
         for unit in order:
             await coordinator.report(GENERATION, "a", report_of(Lease(1, Node(0, unit)), [losses[unit]]))
-        return (await coordinator.wait(GENERATION, LONG)).loss
+        return (await coordinator.evaluate(GENERATION, 1, LONG)).loss
 
     expected = ((losses[0] + losses[1]) + (losses[2] + losses[3])) + losses[4]
     assert asyncio.run(scenario([0, 1, 2, 3, 4])) == asyncio.run(scenario([4, 2, 0, 3, 1])) == expected
@@ -82,7 +82,7 @@ def test_driver_is_answered_when_the_limit_passes() -> None:
         lease = await coordinator.next_lease(GENERATION, "a", LONG)
         assert isinstance(lease, Lease)
         await coordinator.report(GENERATION, "a", report_of(lease, [1.0]))
-        status = await coordinator.wait(GENERATION, 0.01)
+        status = await coordinator.evaluate(GENERATION, 1, 0.01)
         assert (status.n_done, status.loss) == (1, None)
 
     asyncio.run(scenario())
@@ -97,7 +97,7 @@ def test_question_is_held_open_until_there_is_work() -> None:
         asked = asyncio.ensure_future(coordinator.next_lease(GENERATION, "a", LONG))
         await soon()
         assert not asked.done()
-        await coordinator.begin(GENERATION, 1)
+        await coordinator.evaluate(GENERATION, 1, 0.0)
         assert await asked == Lease(1, Node(0, 0))
 
     asyncio.run(scenario())
@@ -145,10 +145,36 @@ def test_question_that_a_lost_replica_left_open_gets_no_lease() -> None:
         await soon()
         await coordinator.leave(GENERATION, "a")
         assert await asyncio.wait_for(asked, 1.0) == lease
-        assert (await coordinator.wait(GENERATION, 0.0)).n_replicas == 1
+        assert (await coordinator.evaluate(GENERATION, 1, 0.0)).n_replicas == 1
         await coordinator.finish(GENERATION)
         [answer] = await asyncio.gather(of_the_dead, return_exceptions=True)
         assert not isinstance(answer, Lease)
+
+    asyncio.run(scenario())
+
+
+def test_replica_that_was_counted_out_is_told_to_end() -> None:
+    """A worker that was given up and woke again gets no work."""
+
+    async def scenario() -> None:
+        coordinator = await opened()
+        await coordinator.leave(GENERATION, "a")
+        assert await coordinator.next_lease(GENERATION, "a", LONG) == Over()
+
+    asyncio.run(scenario())
+
+
+def test_evaluation_under_way_is_not_opened_again() -> None:
+    """The driver asks again and again with the same number: what is done stays done."""
+
+    async def scenario() -> None:
+        coordinator = await opened()
+        lease = await coordinator.next_lease(GENERATION, "a", LONG)
+        assert isinstance(lease, Lease)
+        await coordinator.report(GENERATION, "a", report_of(lease, [1.0]))
+        for _ in range(3):
+            assert (await coordinator.evaluate(GENERATION, 1, 0.0)).n_done == 1
+        assert (await coordinator.evaluate(GENERATION, 2, 0.0)).n_done == 0
 
     asyncio.run(scenario())
 
@@ -163,7 +189,7 @@ def test_slow_lease_is_copied_to_a_replica_that_waits() -> None:
         assert isinstance(of_a, Lease)
         await coordinator.report(GENERATION, "a", report_of(of_a, [1.0]))
         assert await asyncio.wait_for(coordinator.next_lease(GENERATION, "a", LONG), 10) == of_b
-        assert (await coordinator.wait(GENERATION, 0.0)).n_copies == 1
+        assert (await coordinator.evaluate(GENERATION, 1, 0.0)).n_copies == 1
 
     asyncio.run(scenario())
 
@@ -191,13 +217,13 @@ def test_faulty_units_are_told_and_forgotten() -> None:
         for unit in (1, 0):
             lease = Lease(1, Node(0, unit))
             await coordinator.report(GENERATION, "a", report_of(lease, [np.nan], faulty=(unit,)))
-        status = await coordinator.wait(GENERATION, LONG)
+        status = await coordinator.evaluate(GENERATION, 1, LONG)
         assert status.faulty == (0, 1)
         assert status.loss is not None
         assert np.isnan(status.loss)
-        await coordinator.begin(GENERATION, 2)
+        await coordinator.evaluate(GENERATION, 2, 0.0)
         await coordinator.report(GENERATION, "a", report_of(Lease(1, Node(0, 0)), [np.nan], faulty=(0,)))
-        status = await coordinator.wait(GENERATION, 0.0)
+        status = await coordinator.evaluate(GENERATION, 2, 0.0)
         assert (status.n_done, status.faulty) == (0, ())
 
     asyncio.run(scenario())
@@ -211,7 +237,7 @@ def test_first_report_of_a_unit_counts() -> None:
         lease = Lease(1, Node(0, 0))
         await coordinator.report(GENERATION, "a", report_of(lease, [1.0]))
         await coordinator.report(GENERATION, "b", report_of(lease, [2.0], faulty=(0,)))
-        status = await coordinator.wait(GENERATION, LONG)
+        status = await coordinator.evaluate(GENERATION, 1, LONG)
         assert (status.loss, status.faulty) == (1.0, ())
 
     asyncio.run(scenario())
@@ -225,7 +251,7 @@ def test_kinds_of_replicas_are_collected() -> None:
         for replica, kind in (("a", "two"), ("b", "one"), ("c", "two")):
             await coordinator.hello(GENERATION, replica, kind)
         await coordinator.leave(GENERATION, "b")
-        status = await coordinator.wait(GENERATION, 0.0)
+        status = await coordinator.evaluate(GENERATION, 1, 0.0)
         assert (status.kinds, status.n_replicas) == (("one", "two"), 2)
 
     asyncio.run(scenario())
@@ -237,8 +263,7 @@ def test_kinds_of_replicas_are_collected() -> None:
         lambda hub, generation: hub.hello(generation, "a", "numpy"),
         lambda hub, generation: hub.next_lease(generation, "a", LONG),
         lambda hub, generation: hub.report(generation, "a", report_of(Lease(1, Node(0, 0)), [1.0])),
-        lambda hub, generation: hub.begin(generation, 1),
-        lambda hub, generation: hub.wait(generation, LONG),
+        lambda hub, generation: hub.evaluate(generation, 1, LONG),
         lambda hub, generation: hub.leave(generation, "a"),
         lambda hub, generation: hub.finish(generation),
     ],
