@@ -9,7 +9,7 @@ from distributed import Client, LocalCluster
 
 
 def small_cluster(n_workers: int, threads_per_worker: int = 1) -> LocalCluster:
-    """Starts in a tenth of a second; ``tcp://`` makes real messages, where ``inproc://`` would hand over the objects."""
+    """Starts in a tenth of a second; ``tcp://`` makes real messages, where ``inproc://`` hands the objects over."""
     return LocalCluster(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,

@@ -21,7 +21,7 @@ def test_whole_numbers_are_counts(value: Any) -> None:
 @pytest.mark.parametrize("value", [0, -3, 2.0, np.float32(2), "2", True, np.bool_(True), None, [1], math.nan])
 def test_what_is_no_count_is_refused(value: Any) -> None:
     """The message begins with the name, and says what was found and what is asked for."""
-    with pytest.raises(ArgumentError, match="^n: expected a whole number of 1 or more, got ") as raised:
+    with pytest.raises(ArgumentError, match=r"^n: expected a whole number of 1 or more, got ") as raised:
         check_count("n", value)
     assert repr(value) in str(raised.value)
 
@@ -42,7 +42,7 @@ def test_finite_numbers_are_numbers(value: Any) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "1", True, None, 1j])
 def test_what_is_no_finite_number_is_refused(value: Any) -> None:
     """The message begins with the name, and says what was found."""
-    with pytest.raises(ArgumentError, match="^x: expected a finite number") as raised:
+    with pytest.raises(ArgumentError, match=r"^x: expected a finite number") as raised:
         check_number("x", value)
     assert repr(value) in str(raised.value)
 

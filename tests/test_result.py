@@ -108,7 +108,7 @@ def no_constants(name: str) -> float:
 
 
 def test_store_is_strict_json_whatever_the_numbers(tmp_path: Path) -> None:
-    """NaN, such as the loss of a run that was interrupted before its first value, and infinity come back as they were."""
+    """NaN, as is the loss of a run that was interrupted before its first value, and infinity come back as they were."""
     stop = Stop(StopReason.NOT_FINITE, {"loss": math.inf})
     result = result_of(loss=math.nan, validation={"loss": math.inf}, stop=stop)
     result.save(tmp_path / "model.zarr")

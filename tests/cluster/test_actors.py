@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from distributed import Client, get_worker
 
+from dask_belief.binary_tree import Node
 from dask_belief.cluster import actors as actors_module
 from dask_belief.cluster.actors import (
     ActorAddress,
@@ -43,6 +44,9 @@ class Counter:
 
     def double(self, vector: np.ndarray) -> np.ndarray:
         return 2 * vector
+
+    def same(self, thing: object) -> object:
+        return thing
 
     def where(self) -> str:
         return str(get_worker().address)
@@ -132,6 +136,57 @@ def test_task_calls_an_actor_on_another_worker(counter: ActorAddress, client: Cl
     assert client.submit(task, counter, workers=[workers[0]], pure=False).result(10) == 12
 
 
+def test_actor_of_the_same_worker_is_called_without_a_message(
+    counter: ActorAddress, client: Client, workers: list[str]
+) -> None:
+    """Its arguments are handed over as they are, it answers and raises all the same, and the caller can tell."""
+
+    def task(address: ActorAddress) -> tuple[bool, bool, int]:
+        caller = Caller.of_worker(get_worker())
+        sent = object()
+        returned = caller.run(caller.call(address, "same", sent)) is sent
+        try:
+            caller.run(caller.call(address, "fail", StaleError("mine")))
+        except StaleError:
+            n: int = caller.run(caller.call(address, "add", 2))
+        return caller.hands_over(address), returned, n
+
+    assert client.submit(task, counter, workers=[workers[1]], pure=False).result(10) == (True, True, 12)
+
+
+def test_unknown_actor_of_the_same_worker_is_lost(client: Client, workers: list[str]) -> None:
+    """As one of another worker."""
+
+    def task(worker: str) -> str:
+        caller = Caller.of_worker(get_worker())
+        try:
+            caller.run(caller.call(ActorAddress("shard 3", worker, "no-such-key"), "add", 1))
+        except ActorLostError:
+            return "lost"
+        return "answered"
+
+    assert client.submit(task, workers[0], workers=[workers[0]], pure=False).result(10) == "lost"
+
+
+@pytest.mark.parametrize(("worker", "expected"), [("tcp://127.0.0.1:1", False), ("inproc://127.0.0.1/1/2", True)])
+def test_messages_copy_but_in_one_process(client: Client, worker: str, expected: bool) -> None:
+    """A client's actors get copies, unless all are threads of one process that do not talk TCP."""
+    caller = Caller.of_client(client, [])
+    assert caller.hands_over(ActorAddress("shard 0", worker, "key")) is expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(None, True, 3, 0.5, "name"), (np.float64(2.5), np.int64(3)), ((1, (2, "a")), [1, 2]), (Node(2, 1), {"a": 1.0})],
+)
+def test_arguments_arrive_as_they_are(counter: ActorAddress, caller: Caller, arguments: tuple) -> None:
+    """Plain ones and others, alone and within tuples, by value and with their types; named tuples may be plain ones."""
+    for argument in arguments:
+        returned = caller.run(caller.call(counter, "same", argument))
+        assert returned == argument
+        assert isinstance(argument, type(returned))
+
+
 @pytest.mark.parametrize(
     "error",
     [StaleError("of another run"), ValueError("bad"), KeyError("missing"), OSError("disk"), TimeoutError("own")],
@@ -184,7 +239,7 @@ def test_dead_address_is_lost(client: Client) -> None:
     """Where nobody listens, a call fails once the time to connect is over, long before its own limit."""
     caller = Caller(client.loop.asyncio_loop, DirectLine(client.rpc))
     began = time.monotonic()
-    with pytest.raises(ActorLostError, match="shard 0 on tcp://127.0.0.1:1 cannot be reached for 'add'"):
+    with pytest.raises(ActorLostError, match=r"shard 0 on tcp://127\.0\.0\.1:1 cannot be reached for 'add'"):
         caller.run(caller.call(ActorAddress("shard 0", "tcp://127.0.0.1:1", "key"), "add", 1, timeout_seconds=30))
     assert time.monotonic() - began < 20
 

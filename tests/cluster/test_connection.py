@@ -30,7 +30,7 @@ def test_current_client_is_taken(client: Client) -> None:
 
 
 def test_cluster_is_made_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a client given or current, a cluster is made for the run and closed after it, and stays nobody's current."""
+    """Without a client given or current, a cluster is made for the run, closed after it, and never the current one."""
     made: list[LocalCluster] = []
 
     def threads(**options: Any) -> LocalCluster:
@@ -70,7 +70,7 @@ def test_asynchronous_client_is_refused(own_client: Client) -> None:
     async def scenario() -> None:
         address = own_client.scheduler.address
         async with Client(address, asynchronous=True, set_as_default=False) as client:
-            with pytest.raises(ArgumentError, match="^client: an asynchronous client"), connected(client):
+            with pytest.raises(ArgumentError, match=r"^client: an asynchronous client"), connected(client):
                 pass
 
     asyncio.run(scenario())
@@ -88,5 +88,5 @@ def test_cluster_without_workers_is_refused(own_client: Client) -> None:
     """There is nobody to train."""
     for worker in list(own_client.nthreads()):
         close_worker(own_client, worker)
-    with pytest.raises(NoWorkersError, match="^client: the cluster has no worker"), connected(own_client):
+    with pytest.raises(NoWorkersError, match=r"^client: the cluster has no worker"), connected(own_client):
         pass

@@ -42,7 +42,7 @@ def test_number_below_zero_is_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize("rule", [None, 0.1, "adagrad", SGD])
 def test_rule_must_be_one(rule: Any) -> None:
     """A rate, a name and a class are no rule."""
-    with pytest.raises(ArgumentError, match="^rule: expected SGD, Momentum or Adagrad, got "):
+    with pytest.raises(ArgumentError, match=r"^rule: expected SGD, Momentum or Adagrad, got "):
         Downpour(rule=rule)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_belief.cluster.actors import ActorAddress, Caller
+from dask_belief.cluster.actors import ActorAddress, Caller, Message
 from dask_belief.optim.rules import Rule
 from dask_belief.parameter_server.client import Directory, ParameterServer
 from dask_belief.parameter_server.shard import Shard, ShardSpec
@@ -70,17 +70,16 @@ class LocalActors:
         worker = "tcp://local" if self._copies else "inproc://local"
         return ActorAddress(name=name, worker=worker, key=name)
 
-    async def send(self, worker: str, **message: Any) -> dict[str, Any]:
+    async def send(self, worker: str, message: Message) -> dict[str, Any]:
         """What a Dask worker does for a message to one of its actors."""
-        function = message["function"]
-        self.calls[function] += 1
-        arguments = [self._carry(wrapped.data) for wrapped in message["args"]]
+        self.calls[message.function] += 1
+        arguments = [self._carry(argument) for argument in message.arguments]
         # Others may be served before: messages on a network arrive in no particular order.
         await asyncio.sleep(0)
-        if message["actor"] not in self.actors:
+        if message.actor not in self.actors:
             raise OSError("the worker does not know the actor")
         try:
-            result = getattr(self.actors[message["actor"]], function)(*arguments)
+            result = getattr(self.actors[message.actor], message.function)(*arguments)
             if asyncio.iscoroutine(result):
                 result = await result
         except Exception as error:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dask_belief.binary_tree import Node
-from dask_belief.cluster.actors import Caller
+from dask_belief.cluster.actors import Caller, Message
 from dask_belief.errors import ActorLostError, StaleError
 from dask_belief.optim.rules import SGD, Adagrad
 from dask_belief.parameter_server import ranges as ranges_module
@@ -84,14 +84,14 @@ def test_few_pieces_of_a_shard_are_in_flight(actors: LocalActors, monkeypatch: p
     in_flight, most = dict.fromkeys(("shard 0", "shard 1"), 0), 0
     serve = actors.send
 
-    async def count(worker: str, **message: Any) -> dict[str, Any]:
+    async def count(worker: str, message: Message) -> dict[str, Any]:
         nonlocal most
-        actor = message["actor"]
+        actor = message.actor
         in_flight[actor] += 1
         most = max(most, *in_flight.values())
         await asyncio.sleep(0)
         try:
-            return await serve(worker, **message)
+            return await serve(worker, message)
         finally:
             in_flight[actor] -= 1
 

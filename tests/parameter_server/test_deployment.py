@@ -265,10 +265,12 @@ def test_error_of_the_package_goes_through(opened: Opened) -> None:
 
 def test_replica_that_ends_is_started_again_but_not_for_ever(opened: Opened) -> None:
     """When replicas end again and again although their workers live, the run ends."""
-    with pytest.raises(ClusterError, match="replicas ended 10 times although their workers live"):
-        with opened(replica=brief) as deployment:
-            deployment.start_replicas()
-            watch_until(deployment, lambda: False)
+    with (
+        pytest.raises(ClusterError, match="replicas ended 10 times although their workers live"),
+        opened(replica=brief) as deployment,
+    ):
+        deployment.start_replicas()
+        watch_until(deployment, lambda: False)
 
 
 def test_no_worker_is_an_error(own_client: Client, opened: Opened) -> None:
@@ -282,7 +284,9 @@ def test_no_worker_is_an_error(own_client: Client, opened: Opened) -> None:
 def test_lost_scheduler_is_an_error(own_client: Client, membership: Membership) -> None:
     """Watching says that the connection is gone, and closing does not hang."""
     client = Client(own_client.scheduler.address, set_as_default=False)
-    with pytest.raises(ClusterError, match="connection to Dask's scheduler is gone"):
-        with deployed(client, spec_of(), 0, membership) as deployment:
-            client.close()
-            deployment.watch()
+    with (
+        pytest.raises(ClusterError, match="connection to Dask's scheduler is gone"),
+        deployed(client, spec_of(), 0, membership) as deployment,
+    ):
+        client.close()
+        deployment.watch()

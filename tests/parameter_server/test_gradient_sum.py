@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,7 +43,7 @@ def pushes(draw: st.DrawFn) -> tuple[int, list[tuple[Node, slice]]]:
     sent: list[tuple[Node, slice]] = []
     for piece in PIECES:
         cuts = sorted({0, n_units, *draw(st.lists(st.integers(0, n_units), max_size=6))})
-        sent += [(node, piece) for a, b in zip(cuts, cuts[1:], strict=False) for node in cover(a, b, n_units)]
+        sent += [(node, piece) for a, b in itertools.pairwise(cuts) for node in cover(a, b, n_units)]
         levels = st.integers(0, root(n_units).level)
         more = draw(st.lists(st.tuples(levels, st.integers(0, n_units - 1)), max_size=6))
         sent += [(Node(level, unit >> level), piece) for level, unit in more]

@@ -41,7 +41,7 @@ def test_option_that_is_needed_is_not_none(name: str) -> None:
 def test_cache_may_be_empty_but_not_negative() -> None:
     """Zero bytes keep nothing between passes."""
     assert Sandblaster(cache_bytes=0).cache_bytes == 0
-    with pytest.raises(ArgumentError, match="^cache_bytes: expected a whole number of 0 or more or None, got -1"):
+    with pytest.raises(ArgumentError, match=r"^cache_bytes: expected a whole number of 0 or more or None, got -1"):
         Sandblaster(cache_bytes=-1)
 
 
