@@ -23,9 +23,23 @@ A message has three parts: what was asked, what was found, what to do.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 class DaskBeliefError(Exception):
-    """Base of every exception that the package raises on purpose."""
+    """Base of every exception that the package raises on purpose.
+
+    Attributes
+    ----------
+    kept_parameters
+        The best parameters that a run had kept when this ended it, ``(n_parameters,)``; None when no run had begun.
+    """
+
+    kept_parameters: NDArray[np.floating] | None = None
 
 
 class ArgumentError(DaskBeliefError, ValueError):

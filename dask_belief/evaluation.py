@@ -164,7 +164,8 @@ class Evaluation:
                 ) from error
             if (sums := self.poll()) is not None:
                 return sums
-            assert self._directory is not None, "finish() without start()"
+            if self._directory is None:
+                raise ClusterError(f"{self._prefix}: finish() was called before start().")
             self.start(self._directory)
         self.drop()
         raise ClusterError(f"{self._prefix} was lost with a worker {_ATTEMPTS} times. Look at the workers' logs.")

@@ -98,10 +98,10 @@ class Gradients:
         ArgumentError
             When the objective gives something else than a number and a vector of n_parameters.
         """
-        if self._knows_out:
-            loss, _ = self._objective.loss_and_gradient(parameters, inputs, targets, out=out)  # type: ignore[call-arg]
+        options = {"out": out} if self._knows_out else {}
+        loss, gradient = self._objective.loss_and_gradient(parameters, inputs, targets, **options)
+        if gradient is out:
             return float(loss)
-        loss, gradient = self._objective.loss_and_gradient(parameters, inputs, targets)
         if np.shape(gradient) != (self._n_parameters,):
             raise ArgumentError(
                 f"objective: loss_and_gradient gave a gradient of shape {np.shape(gradient)}, not "

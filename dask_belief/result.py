@@ -13,9 +13,10 @@ from dask_belief.errors import ArgumentError, DataError, MissingStoreError
 from dask_belief.models.network import Network
 from dask_belief.monitoring.history import History
 from dask_belief.objective import Objective
-from dask_belief.optim.stopping import Stop
+from dask_belief.optim.stopping import Stop, number_from_json, number_to_json
 
 FORMAT = 1
+ATTRIBUTE = "dask_belief_result"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class TrainingResult:
     passes
         Over the training rows.
     repeatable
-        Whether all replicas were of one kind, so that the same run on such replicas has the same bits (Sandblaster,
-        and Downpour with one replica).
+        Whether the same run again, on replicas of the same kind, gives the same bits. Not so for Downpour with several
+        replicas, or with a validation set, whose snapshots are taken at moments set by time; for a run with a limit in
+        seconds; or when a worker was lost that held a shard, a coordinator or a ledger.
     objective
         What was trained; None when it was loaded and is no `Network`.
     """
@@ -80,19 +82,25 @@ class TrainingResult:
     def save(self, store: str | Path) -> None:
         """Write the result as a Zarr group: parameters as an array, all else as JSON attributes.
 
-        An objective without ``to_config`` is left out; parameters and history are kept all the same.
+        A `Network` is kept with it; of another objective, parameters and history are kept alone. A result that was
+        saved there before is replaced.
+
+        Raises
+        ------
+        ArgumentError
+            When `store` holds something else than a saved result.
         """
         import zarr
 
-        to_config = getattr(self.objective, "to_config", None)
+        _refuse_what_is_no_result(store)
         group = zarr.open_group(str(store), mode="w")
         array = group.create_array("parameters", shape=self.parameters.shape, dtype=self.parameters.dtype)
         array[:] = self.parameters
         kept: dict[str, Any] = {
             "format": FORMAT,
-            "network": to_config() if isinstance(self.objective, Network) and to_config else None,
-            "loss": self.loss,
-            "validation": self.validation,
+            "network": self.objective.to_config() if isinstance(self.objective, Network) else None,
+            "loss": number_to_json(self.loss),
+            "validation": {name: number_to_json(mean) for name, mean in self.validation.items()},
             "stop": self.stop.to_config(),
             "history": self.history.to_config(),
             "method": self.method,
@@ -100,7 +108,24 @@ class TrainingResult:
             "passes": self.passes,
             "repeatable": self.repeatable,
         }
-        group.attrs["dask_belief_result"] = kept
+        group.attrs[ATTRIBUTE] = kept
+
+
+def _refuse_what_is_no_result(store: str | Path) -> None:
+    """Raise `ArgumentError` unless there is nothing at `store`, or a result that may be replaced."""
+    import zarr
+
+    try:
+        found = zarr.open_group(str(store), mode="r")
+        is_replaceable = ATTRIBUTE in found.attrs
+    except ValueError:
+        is_replaceable = False
+    except OSError:
+        # No group: a local folder may still hold something else.
+        folder = Path(store)
+        is_replaceable = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_replaceable:
+        raise ArgumentError(f"store: {store} holds something else than a saved result. Give another path.")
 
 
 def load_result(store: str | Path) -> TrainingResult:
@@ -117,16 +142,16 @@ def load_result(store: str | Path) -> TrainingResult:
 
     try:
         group = zarr.open_group(str(store), mode="r")
-        kept: Any = group.attrs["dask_belief_result"]
+        kept: Any = group.attrs[ATTRIBUTE]
         parameters = np.asarray(group["parameters"][:])  # type: ignore[index]
-    except (FileNotFoundError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise MissingStoreError(f"{store}: holds no saved result. Give the path that was given to save().") from error
     if kept["format"] > FORMAT:
         raise DataError(f"{store}: has format {kept['format']}, this version knows up to {FORMAT}. Update dask_belief.")
     return TrainingResult(
         parameters=parameters,
-        loss=kept["loss"],
-        validation=dict(kept["validation"]),
+        loss=number_from_json(kept["loss"]),
+        validation={name: number_from_json(mean) for name, mean in kept["validation"].items()},
         stop=Stop.from_config(kept["stop"]),
         history=History.from_config(kept["history"]),
         method=kept["method"],

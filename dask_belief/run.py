@@ -79,7 +79,7 @@ class Outcome:
     passes
         Over the data, the evaluation of validation sets not counted.
     repeatable
-        Whether all replicas were of one kind, so that a repetition has the same bits.
+        Whether the same run again, on replicas of the same kind, gives the same bits.
     validation
         The means over the validation set at `parameters`; empty without one.
     """
@@ -132,12 +132,15 @@ class Run:
         The best parameters on the host: the initial ones at first.
     kinds
         What decides the last bits of replicas' results, each that was seen.
+    was_rebuilt
+        Whether a generation of actors was lost, and so what it had done since it was last kept.
     """
 
     def __init__(self, facts: Facts, callbacks: CallbackList) -> None:
         self.facts = facts
         self.best = facts.initial.copy()
         self.kinds: set[str] = set()
+        self.was_rebuilt = False
         self._callbacks = callbacks
         self._began = time.monotonic()
         self._should_stop = False
@@ -188,9 +191,19 @@ class Run:
                 began = time.monotonic()
                 try:
                     with deployed(facts.client, spec, generation, membership) as deployment:
-                        return live(deployment)
+                        try:
+                            return live(deployment)
+                        finally:
+                            self.note_changes(deployment)
                 except ActorLostError as error:
                     self._note_rebuild(str(error), lost())
+                except OSError as error:
+                    if facts.client.status == "running":
+                        raise
+                    raise ClusterError(
+                        f"the connection to Dask's scheduler is gone: {error}. Connect a new client, and go on from "
+                        "this error's kept_parameters."
+                    ) from error
                 short_lived = short_lived + 1 if time.monotonic() - began < LIMITS.start_seconds else 0
                 if short_lived > _SHORT_LIVED_GENERATIONS:
                     raise ClusterError(
@@ -207,6 +220,11 @@ class Run:
         """Tell the callbacks."""
         if self._callbacks(event):
             self._should_stop = True
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether nothing has happened that a repetition would not have: mixed kinds, a lost generation."""
+        return len(self.kinds) <= 1 and not self.was_rebuilt
 
     def asked_to_stop(self, **numbers: float) -> Stop | None:
         """The reason to stop when a callback asked for it."""
@@ -229,6 +247,7 @@ class Run:
         logger.warning("%s Going on with new actors: %s.", reason, lost)
         if self._validation is not None:
             self._validation.drop()
+        self.was_rebuilt = True
         self.emit(Rebuilt(reason, lost, self.seconds))
 
     def note_kinds(self, kinds: tuple[str, ...]) -> None:

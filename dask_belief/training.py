@@ -18,7 +18,7 @@ from dask_belief.cluster.connection import connected
 from dask_belief.data.dataset import Dataset, DatasetLike, as_dataset
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.driver import DownpourDriver
-from dask_belief.errors import ArgumentError, DataError
+from dask_belief.errors import ArgumentError, DaskBeliefError, DataError
 from dask_belief.monitoring.callbacks import Callback, CallbackList
 from dask_belief.monitoring.events import Stopped
 from dask_belief.monitoring.history import History
@@ -88,6 +88,8 @@ def train(
 
     Raises
     ------
+    DaskBeliefError
+        Each of the following; when a run had begun, ``kept_parameters`` of the error holds the best point kept.
     ArgumentError
         For an argument that is refused; its name comes first.
     DataError
@@ -125,7 +127,11 @@ def train(
         )
         run = Run(facts, CallbackList([history, bar, *callbacks]))
         driver = SandblasterDriver(run, method) if isinstance(method, Sandblaster) else DownpourDriver(run, method)
-        outcome = driver.drive()
+        try:
+            outcome = driver.drive()
+        except DaskBeliefError as error:
+            error.kept_parameters = driver.kept()
+            raise
         seconds = run.seconds
         run.emit(Stopped(outcome.stop, seconds, outcome.passes))
     logger.info("%s: %s. %s", method.name, outcome.stop, outcome.stop.advice)

@@ -25,7 +25,7 @@ def close_worker(client: Client, address: str) -> None:
     cluster = client.cluster
     [worker] = [worker for worker in cluster.workers.values() if worker.address == address]
     client.sync(worker.close, nanny=False, reason="test")
-    eventually(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
+    _await_leave(client, address)
 
 
 def kill_worker(client: Client, address: str) -> None:
@@ -36,7 +36,13 @@ def kill_worker(client: Client, address: str) -> None:
         worker.batched_stream.abort()
 
     client.sync(abort)
+    _await_leave(client, address)
+
+
+def _await_leave(client: Client, address: str) -> None:
     eventually(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
+    # The cluster keeps a list of its own, which must have heard as well before it is closed.
+    eventually(lambda: address not in client.cluster.scheduler_info["workers"])
 
 
 def eventually(is_so: Callable[[], bool], limit_seconds: float = 5.0) -> None:

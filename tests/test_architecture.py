@@ -100,23 +100,23 @@ class ImportReader(ast.NodeVisitor):
         line = getattr(node, "lineno", 0)
         self.found.append(Import(module, line, self._functions > 0, self._type_checking > 0, is_relative))
 
-    def visit_Import(self, node: ast.Import) -> None:  # noqa: N802 (the name is ast's)
+    def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
             self._add(alias.name, node)
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:  # noqa: N802
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         module = "." * node.level + (node.module or "")
         for alias in node.names:
             # `from package import module` and `from module import name` look alike: is_inside_package tells them apart.
             self._add(f"{module}:{alias.name}", node, is_relative=node.level > 0)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if called in {"import_module", "__import__"} and node.args and isinstance(node.args[0], ast.Constant):
             self._add(str(node.args[0].value), node)
         self.generic_visit(node)
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> None:
         is_for_types = "TYPE_CHECKING" in ast.unparse(node.test)
         self._type_checking += is_for_types
         for child in node.body:
@@ -130,7 +130,7 @@ class ImportReader(ast.NodeVisitor):
         self.generic_visit(node)
         self._functions -= 1
 
-    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _visit_function  # noqa: N815
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _visit_function
 
 
 def read_package(package: Path) -> list[Source]:
@@ -210,7 +210,11 @@ def _circles(sources: list[Source], root: str) -> list[str]:
             if not found.is_lazy and not found.is_for_types:
                 modules.setdefault(source.name, set()).add(target)
     circles = [_circle(parts), _circle(modules)]
-    return [f"{' imports '.join(circle)}: a circle; one of them holds what belongs below both" for circle in circles if circle]
+    return [
+        f"{' imports '.join(circle)}: a circle; one of them holds what belongs below both"
+        for circle in circles
+        if circle
+    ]
 
 
 def _circle(graph: dict[str, set[str]]) -> list[str]:
@@ -268,7 +272,10 @@ PLANTED = {
     "root": ({"data/units.py": "from dask_belief import train\n", "data/__init__.py": ""}, "the root imports"),
     "root, whole": ({"data/units.py": "import dask_belief as db\n"}, "the root imports"),
     "relative": ({"data/units.py": "from .dataset import x\n", "data/dataset.py": ""}, "relative"),
-    "CuPy outside the backend": ({"models/layout.py": "def f():\n    import cupy.cuda\n"}, "cupy may be named in backend"),
+    "CuPy outside the backend": (
+        {"models/layout.py": "def f():\n    import cupy.cuda\n"},
+        "cupy may be named in backend",
+    ),
     "CuPy by its name": (
         {"models/layout.py": "import importlib\ndef f():\n    return importlib.import_module('cupy')\n"},
         "models/layout.py:3 imports cupy",
@@ -281,7 +288,10 @@ PLANTED = {
     "another package in the core": ({"optim/rules.py": "import toolz\n"}, "the numeric core needs NumPy alone"),
     "no layer": ({"utils.py": ""}, "utils has no place in LAYERS"),
     "circle of packages": (
-        {"data/a.py": "from dask_belief.monitoring.b import x\n", "monitoring/b.py": "def f():\n    import dask_belief.data.a\n"},
+        {
+            "data/a.py": "from dask_belief.monitoring.b import x\n",
+            "monitoring/b.py": "def f():\n    import dask_belief.data.a\n",
+        },
         "data imports monitoring imports data: a circle",
     ),
     "circle of modules": (

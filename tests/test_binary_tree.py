@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def deliveries(draw: st.DrawFn) -> tuple[int, list[Node]]:
     """A number of leaves, and nodes that cover all of them in some order, with repetitions and overlaps."""
     n_leaves = draw(st.integers(1, 40))
     cuts = sorted({0, n_leaves, *draw(st.lists(st.integers(0, n_leaves), max_size=12))})
-    needed = [node for a, b in zip(cuts, cuts[1:], strict=False) for node in cover(a, b, n_leaves)]
+    needed = [node for a, b in itertools.pairwise(cuts) for node in cover(a, b, n_leaves)]
     levels = st.integers(0, root(n_leaves).level)
     extra = draw(st.lists(st.tuples(levels, st.integers(0, n_leaves - 1)), max_size=15))
     more = [Node(level, leaf >> level) for level, leaf in extra]

@@ -44,5 +44,7 @@ def test_docstring_draws_the_tree() -> None:
             del ancestors[depth:]
             drawn[match[2]] = ancestors[-1] if ancestors else ""
             ancestors.append(match[2])
-    expected = {name: next((b.__name__ for b in cls.__bases__ if b in FAMILY.values()), "") for name, cls in FAMILY.items()}
+    expected = {
+        name: next((b.__name__ for b in cls.__bases__ if b in FAMILY.values()), "") for name, cls in FAMILY.items()
+    }
     assert drawn == expected

@@ -32,7 +32,11 @@ def test_docstring_is_not_the_generated_one(name: str) -> None:
 
 def test_nothing_else_is_public() -> None:
     """What the root holds beside ``__all__`` is private or one of the package's own modules."""
-    names = {name for name in vars(db) if not name.startswith("_")} - set(db.__all__) - {"annotations", "importlib", "TYPE_CHECKING"}
+    names = (
+        {name for name in vars(db) if not name.startswith("_")}
+        - set(db.__all__)
+        - {"annotations", "importlib", "TYPE_CHECKING"}
+    )
     modules = {name for name in names if isinstance(vars(db)[name], types.ModuleType)}
     assert names - modules == set()
     assert {vars(db)[name].__name__ for name in modules} == {f"{db.__name__}.{name}" for name in modules}

@@ -54,7 +54,9 @@ def test_numbers_do_not_depend_on_the_process() -> None:
     environment = {"PYTHONHASHSEED": "12345"}
     command = [sys.executable, "-c", code]
     checkout = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
     assert int(done.stdout) == stream(SEED, "rows", 3, 1).integers(2**63)
 
 

@@ -41,6 +41,8 @@ def keep_freed_memory(memory_bytes: float) -> bool:
         return False
     kept = int(min(_MOST_KEPT_BYTES, _KEPT_SHARE * memory_bytes))
     mallopt = ctypes.CDLL(None).mallopt
-    is_set = bool(mallopt(_M_TRIM_THRESHOLD, kept)) and bool(mallopt(_M_MMAP_THRESHOLD, min(_MOST_UNMAPPED_BYTES, kept // 4)))
+    is_set = bool(mallopt(_M_TRIM_THRESHOLD, kept)) and bool(
+        mallopt(_M_MMAP_THRESHOLD, min(_MOST_UNMAPPED_BYTES, kept // 4))
+    )
     logger.debug("keeping up to %d bytes of freed memory: %s", kept, is_set)
     return is_set

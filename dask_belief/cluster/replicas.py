@@ -62,7 +62,7 @@ class ReplicaPool:
     spec
         Small and picklable: addresses, objective, options.
     dataset
-        Sent to each replica's worker once, beside the task graph, since it may be arrays in memory.
+        Sent to each replica, beside the task graph, since it may be arrays in memory.
     """
 
     def __init__(

@@ -244,7 +244,7 @@ class DownpourDriver:
             self._take_validation(run.finish_validation())
             if self._best is None:
                 self._best = self._candidate
-        best = self._last_finite() if self._best is None else self._best
+        best = self.kept()
         deployment.run(deployment.server.write(SNAPSHOT, best))
         training = run.evaluation(facts.dataset, "training-loss")
         training.start(deployment.directory)
@@ -254,9 +254,20 @@ class DownpourDriver:
             loss=loss,
             stop=stop,
             passes=self._rows / facts.dataset.n_rows,
-            repeatable=len(run.kinds) <= 1,
+            repeatable=run.is_repeatable and self._is_sequential,
             validation=self._best_validation,
         )
+
+    @property
+    def _is_sequential(self) -> bool:
+        """Whether nothing was decided by timing: one replica, no limit in seconds, no snapshots to choose from."""
+        method = self._method
+        is_timed = method.max_seconds is not None or self._run.facts.validation is not None
+        return method.n_replicas == 1 and not is_timed
+
+    def kept(self) -> Vector:
+        """The best parameters that are on the host."""
+        return self._last_finite() if self._best is None else self._best
 
     def _last_finite(self) -> Vector:
         """The parameters last saved, or the initial ones when there are none or they are not finite."""

@@ -56,8 +56,8 @@ class DownpourProgressed:
     """Replicas have come further.
 
     `steps` and `rows` count mini-batches and rows from the start, over all replicas; `epochs` is how often all rows
-    were gone over, in parts; `loss` is the mean over the rows since the last such event, each at the parameters of its moment, plus the
-    penalty.
+    were gone over, in parts; `loss` is the mean over the rows since the last such event, each at the parameters of its
+    moment, plus the penalty.
     """
 
     steps: int

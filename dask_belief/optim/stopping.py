@@ -49,18 +49,18 @@ _MEANING: Mapping[StopReason, str] = {
 _ADVICE: Mapping[StopReason, str] = {
     StopReason.GRADIENT_SMALL: "Nothing to do; for a closer answer lower gtol.",
     StopReason.DECREASE_SMALL: "Nothing to do; for a closer answer lower ftol.",
-    StopReason.MAX_ITERATIONS: "If the loss was still falling, resume with a larger max_iter.",
-    StopReason.MAX_SECONDS: "If the loss was still falling, resume with a larger max_seconds.",
-    StopReason.MAX_EVALUATIONS: "If the loss was still falling, resume with a larger max_evaluations.",
+    StopReason.MAX_ITERATIONS: "If the loss was still falling, go on with initial=result.",
+    StopReason.MAX_SECONDS: "If the loss was still falling, go on with initial=result.",
+    StopReason.MAX_EVALUATIONS: "If the loss was still falling, go on with initial=result.",
     StopReason.LINE_SEARCH_ROUNDING: "Nothing to do in this dtype; for a closer answer use dtype='float64'.",
     StopReason.LINE_SEARCH_FAILED: "Compare the objective's gradient with finite differences; if it is right, use "
     "dtype='float64' or scale the inputs to a similar range.",
     StopReason.NOT_FINITE: "Look for huge values in the data, scale the inputs, or start from smaller parameters or a "
     "smaller rate.",
     StopReason.NO_DESCENT: "The gradient is zero, not finite or wrong: compare it with finite differences.",
-    StopReason.EPOCHS_DONE: "If the validation loss was still falling, resume with more epochs.",
+    StopReason.EPOCHS_DONE: "If the validation loss was still falling, allow more epochs.",
     StopReason.CALLBACK: "Nothing to do, unless the callback asked too early.",
-    StopReason.INTERRUPTED: "The best point found is in the result; resume from the checkpoint to go on.",
+    StopReason.INTERRUPTED: "The best point found is in the result; go on with initial=result.",
 }
 
 

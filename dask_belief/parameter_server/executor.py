@@ -8,6 +8,7 @@ which talks to its own shards.
 from __future__ import annotations
 
 import concurrent.futures
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -110,7 +111,8 @@ class PlainExecutor:
 
     def gradient_is_finite(self) -> bool:
         """Whether the gradient found so far holds neither NaN nor infinity."""
-        return bool(np.isfinite(self._backend.item(self.gradient.max()) - self._backend.item(self.gradient.min())))
+        extremes = self._backend.item(self.gradient.max()), self._backend.item(self.gradient.min())
+        return all(math.isfinite(extreme) for extreme in extremes)
 
     def take_gradient(self) -> Vector:
         """Give the gradient sum found so far, valid until the next `compute`, and begin a new one."""

@@ -14,7 +14,7 @@ from dask_belief.objective import penalised_of
 from dask_belief.optim.stopping import Criteria, Stop, StopReason
 from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec
-from dask_belief.run import Outcome, Run
+from dask_belief.run import Outcome, Run, Vector
 from dask_belief.sandblaster.config import Sandblaster
 from dask_belief.sandblaster.coordinator import Coordinator
 from dask_belief.sandblaster.full_batch import FullBatch
@@ -63,8 +63,12 @@ class SandblasterDriver:
         planned = (float(self._method.max_iter), "iterations")
         return self._run.through_generations(self._deployment_spec(), planned, self._generation, self._lost)
 
+    def kept(self) -> Vector:
+        """The best parameters that are on the host."""
+        return self._run.best
+
     def _lost(self) -> str:
-        self._progress.iteration = self._progress.kept_iteration
+        self._progress.go_back()
         return f"back to iteration {self._progress.iteration}, with an empty history"
 
     def _deployment_spec(self) -> DeploymentSpec:
@@ -108,6 +112,6 @@ class SandblasterDriver:
             loss=progress.value,
             stop=stop,
             passes=float(progress.evaluations),
-            repeatable=len(run.kinds) <= 1,
+            repeatable=run.is_repeatable and method.max_seconds is None,
             validation=minimiser.validate(),
         )

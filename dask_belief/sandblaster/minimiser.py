@@ -44,14 +44,23 @@ class Progress:
         Done so far.
     value
         The objective at the last point; NaN before the first evaluation.
-    kept_iteration
-        The iteration whose point was last copied to the driver.
+    kept_iteration, kept_value
+        Of the point that was last copied to the driver.
     """
 
     iteration: int = 0
     evaluations: int = 0
     value: float = math.nan
     kept_iteration: int = 0
+    kept_value: float = math.nan
+
+    def keep(self) -> None:
+        """Note that the last point was copied to the driver."""
+        self.kept_iteration, self.kept_value = self.iteration, self.value
+
+    def go_back(self) -> None:
+        """Go back to the kept point: what came after it was lost."""
+        self.iteration, self.value = self.kept_iteration, self.kept_value
 
 
 class Minimiser:
@@ -99,7 +108,7 @@ class Minimiser:
             progress.value = point.value
             self._emit(point, step)
             if self._run.keep(self._deployment, POINT):
-                progress.kept_iteration = progress.iteration
+                progress.keep()
         return stop
 
     def validate(self) -> dict[str, float]:
@@ -117,6 +126,7 @@ class Minimiser:
         [dots] = self._deployment.execute(Dot(tuple(pairs)))
         self._memory.update(None, dict(zip(pairs, dots, strict=True)))
         self._progress.value = point.value
+        self._progress.keep()
         return point
 
     def _after_iteration(self, point: Point, previous: float | None) -> Stop | None:

@@ -1,1 +1,1 @@
-"""A table of flights: at take-off, will this flight arrive more than 15 minutes late?"""
+"""A table of flights: whether a flight will arrive more than 15 minutes late, asked at take-off."""

@@ -25,6 +25,8 @@ class Arrays(NamedTuple):
 
     train_inputs: np.ndarray
     train_targets: np.ndarray
+    validation_inputs: np.ndarray
+    validation_targets: np.ndarray
     test_inputs: np.ndarray
     test_targets: np.ndarray
 
@@ -67,8 +69,8 @@ def _kept(path: Path, key: dict[str, Any]) -> list[Outcome]:
 
 
 def _train(prepared: Prepared, settings: Settings, seed: int) -> Iterator[Outcome]:
-    train, test = (db.ZarrDataset(store) for store in (prepared.train, prepared.test))
-    arrays = Arrays(*train.read(0, train.n_rows), *test.read(0, test.n_rows))
+    stores = [db.ZarrDataset(store) for store in (prepared.train, prepared.validation, prepared.test)]
+    arrays = Arrays(*(array for store in stores for array in store.read(0, store.n_rows)))
     for name, fit in (
         ("Majority", _majority),
         ("Logistic regression, scikit-learn", _logistic_regression),
@@ -78,8 +80,9 @@ def _train(prepared: Prepared, settings: Settings, seed: int) -> Iterator[Outcom
         fitted = fit(arrays, settings, seed)
         seconds = time.perf_counter() - start
         training_loss = log_loss(fitted.predict(arrays.train_inputs), arrays.train_targets)
+        validation_loss = log_loss(fitted.predict(arrays.validation_inputs), arrays.validation_targets)
         held_out = score(fitted.predict(arrays.test_inputs), arrays.test_targets)
-        yield Outcome(name, seconds, fitted.passes, training_loss, held_out, fitted.stopped)
+        yield Outcome(name, seconds, fitted.passes, training_loss, validation_loss, held_out, fitted.stopped)
 
 
 def _majority(arrays: Arrays, settings: Settings, seed: int) -> Fitted:

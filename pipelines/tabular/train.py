@@ -38,14 +38,16 @@ class Trained(NamedTuple):
 
     outcome: Outcome
     training: Curve
-    held_out: Curve
+    validation: Curve
     saved: Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; gives the exit status."""
     options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Where there is no terminal for a bar, progress is a line every few seconds in the log.
+    logging.getLogger("dask_belief.monitoring.progress").setLevel(logging.INFO)
     start = time.perf_counter()
     settings = Settings.quick() if options.quick else Settings()
     say("Preparing the flights ...")
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"\n{table}\n")
     write_results(options.output, table, outcomes)
     draw_curves(
-        options.output / "curves.png", [t.training for t in trained], [t.held_out for t in trained], compared[1:]
+        options.output / "curves.png", [t.training for t in trained], [t.validation for t in trained], compared[1:]
     )
     say(describe_files(options.output, trained))
     say(f"Done in {time.perf_counter() - start:.0f} s.")
@@ -75,8 +77,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} flights and few passes: only to see it run")
-    parser.add_argument("--fresh", action="store_true", help="train scikit-learn's models again instead of reusing them")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_ROWS:,} flights and few passes: only to see it run"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="train scikit-learn's models again instead of reusing them"
+    )
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers: one or more, found {options.workers}")
@@ -92,6 +98,8 @@ def train_all(prepared: Prepared, settings: Settings, n_workers: int, seed: int)
     """Train by each method in turn on one cluster of worker processes on the loopback address."""
     from distributed import Client, LocalCluster
 
+    # Dask sets its own loggers to INFO when it is imported.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     say(f"Starting a Dask cluster of {n_workers} worker processes ...")
     with (
         LocalCluster(
@@ -111,8 +119,8 @@ def train_all(prepared: Prepared, settings: Settings, n_workers: int, seed: int)
 def train_one(run: Run, prepared: Prepared, client: Client, seed: int) -> Trained:
     """Train one network by one method, save it, and score it on the held-out flights."""
     say(f"\n{run.name}")
-    train, test = db.ZarrDataset(prepared.train), db.ZarrDataset(prepared.test)
-    result = db.train(run.network, train, run.method, client=client, validation=test, seed=seed)
+    train, validation, test = (db.ZarrDataset(path) for path in (prepared.train, prepared.validation, prepared.test))
+    result = db.train(run.network, train, run.method, client=client, validation=validation, seed=seed)
     saved = prepared.folder / "models" / f"{run.file_name}.zarr"
     if saved.exists():
         shutil.rmtree(saved)  # of an earlier call
@@ -123,8 +131,9 @@ def train_one(run: Run, prepared: Prepared, client: Client, seed: int) -> Traine
         seconds=result.seconds,
         passes=result.passes,
         training_loss=mean_log_loss(result, train),
+        validation_loss=result.validation["loss"],
         held_out=score(*predicted(result, test)),
-        stopped=str(result.stop),
+        stopped=str(db.Stop(result.stop.reason)),
     )
     return Trained(outcome, *curves(run.name, result), saved)
 
@@ -144,14 +153,14 @@ def mean_log_loss(result: db.TrainingResult, dataset: db.ZarrDataset) -> float:
 
 
 def curves(name: str, result: db.TrainingResult) -> tuple[Curve, Curve]:
-    """Give the training objective and the held-out log loss as the run went on."""
-    training, held_out = Curve(name, []), Curve(name, [])
+    """Give the training objective and the validation log loss as the run went on."""
+    training, validation = Curve(name, []), Curve(name, [])
     for event in result.history.events:
         if isinstance(event, IterationEnded | DownpourProgressed):
             training.points.append((event.seconds, event.passes, event.loss))
         elif isinstance(event, Validated):
-            held_out.points.append((event.seconds, event.passes, event.loss))
-    return training, held_out
+            validation.points.append((event.seconds, event.passes, event.loss))
+    return training, validation
 
 
 def write_results(folder: Path, table: str, outcomes: Sequence[Outcome]) -> None:
@@ -166,9 +175,9 @@ def describe(prepared: Prepared, seconds: float) -> str:
     rows, n_columns = prepared.rows, len(prepared.columns.names)
     how = "found, made by an earlier call" if prepared.reused else f"written in {seconds:.1f} s"
     return (
-        f"{rows['train']:,} flights of January to October to train on, {rows['test']:,} of November and December held "
-        f"out, {n_columns} columns; {rows['left_out']:,} flights without a recorded arrival delay left out.\n"
-        f"Zarr stores {how}: {prepared.train}, {prepared.test}"
+        f"{rows['train']:,} flights of January to October to train on and {rows['validation']:,} to validate on, "
+        f"{rows['test']:,} of November and December held out, {n_columns} columns;\n"
+        f"{rows['left_out']:,} flights without a recorded arrival delay left out. Zarr stores {how}: {prepared.folder}"
     )
 
 

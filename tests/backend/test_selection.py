@@ -51,8 +51,8 @@ def planted_cupy(n_devices: int | None, product: float | None) -> ModuleType:
             return None
 
     module = ModuleType("cupy")
-    module.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count), Device=Device)  # type: ignore[attr-defined]
-    module.ones = lambda shape, dtype: Ones()  # type: ignore[attr-defined]
+    module.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count), Device=Device)
+    module.ones = lambda shape, dtype: Ones()
     return module
 
 

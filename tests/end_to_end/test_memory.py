@@ -22,9 +22,7 @@ N_BLOCKS, BLOCK_ROWS, WIDTH = 30, 4000, 800
 def small_workers() -> Iterator[Client]:
     """Two worker processes with 320 MiB each, which their nannies kill when they go beyond."""
     with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address="127.0.0.1:0"
-        ) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client

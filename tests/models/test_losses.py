@@ -85,10 +85,10 @@ def test_an_unknown_range_passes() -> None:
 def test_what_counts_as_right() -> None:
     """Softmax: the likeliest class. Logistic: the right side of a half, or of several outputs the largest."""
     three, one = Z, np.array([[0.3], [-0.2]])
-    assert get_loss("softmax").is_correct(backend, three, np.array([0, 1])).tolist() == [True, False]  # type: ignore[union-attr]
+    assert get_loss("softmax").is_correct(backend, three, np.array([0, 1])).tolist() == [True, False]
     onehot = np.array([[1.0, 0, 0], [0, 1, 0]])
-    assert get_loss("logistic").is_correct(backend, three, onehot).tolist() == [True, False]  # type: ignore[union-attr]
-    assert get_loss("logistic").is_correct(backend, one, np.array([[1.0], [1.0]])).tolist() == [True, False]  # type: ignore[union-attr]
+    assert get_loss("logistic").is_correct(backend, three, onehot).tolist() == [True, False]
+    assert get_loss("logistic").is_correct(backend, one, np.array([[1.0], [1.0]])).tolist() == [True, False]
     assert get_loss("squared").is_correct(backend, three, three) is None
 
 

@@ -93,4 +93,4 @@ def test_what_is_no_event_is_refused(config):
 def test_an_event_of_foreign_things_is_refused():
     """A field that JSON cannot hold is an error, not a pickle."""
     with pytest.raises(ArgumentError, match="got object"):
-        event_to_config(WorkerLost(object()))  # type: ignore[arg-type]
+        event_to_config(WorkerLost(object()))

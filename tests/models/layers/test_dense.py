@@ -69,7 +69,7 @@ def test_penalty_covers_weights_alone() -> None:
     assert not Dense(2).is_penalised("bias")
 
 
-@pytest.mark.parametrize("layer", [Dense(3), Dense(np.int64(7), "relu", "zeros")])  # type: ignore[arg-type]
+@pytest.mark.parametrize("layer", [Dense(3), Dense(np.int64(7), "relu", "zeros")])
 def test_configuration_round_trip(layer: Dense) -> None:
     """Through JSON text and back gives an equal layer, also where the number of units came from NumPy."""
     assert layer_from_config(json.loads(json.dumps(layer.to_config()))) == layer
@@ -104,7 +104,7 @@ def test_unknown_configurations_are_refused(config: dict[str, object], message: 
 def test_bad_arguments_are_refused(arguments: tuple[object, ...], name: str) -> None:
     """Units are a positive whole number; activation and initialiser are known by name."""
     with pytest.raises(ArgumentError, match=rf"^{name}: "):
-        Dense(*arguments)  # type: ignore[arg-type]
+        Dense(*arguments)
 
 
 def test_every_layer_is_listed_under_its_kind() -> None:
