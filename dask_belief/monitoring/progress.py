@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from typing import Any, TextIO
@@ -96,7 +97,7 @@ class ProgressBar:
         stream = self._stream or sys.stderr
         if stream is None or stream.closed:
             return
-        if stream.isatty() or _is_notebook():
+        if _is_terminal(stream) or _is_notebook():
             self._bar = self._new_bar(stream)
         else:
             self._is_logging = True
@@ -132,6 +133,17 @@ class ProgressBar:
         done = f"{self._done:.0f}" if singular == "iteration" else f"{self._done:.2f}"
         losses = [f"{name} {loss:.4g}" for name, loss in self._losses.items()]
         return f"{self._run.method}: " + ", ".join([f"{singular} {done}{limit}", *losses, f"{seconds:.0f} s"])
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be seen: a pseudo-terminal that nobody looks at often has no width."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        # Not a file of the system's: what it says of itself must do.
+        return True
 
 
 def _is_notebook() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from typing import Any, ClassVar
 
@@ -175,3 +176,22 @@ def test_a_notebook_gets_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stderr)
     show(ProgressBar(delay_seconds=0), sandblaster())
     assert "Sandblaster: iteration 3 of 100" in stderr.getvalue()
+
+
+def test_terminal_without_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pseudo-terminal of no columns, as batch systems make them, is no place for a bar."""
+
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def fileno(self) -> int:
+            return 2
+
+    stream = Stream()
+    for columns, has_bar in ((0, False), (80, True)):
+        monkeypatch.setattr(os, "get_terminal_size", lambda _, n=columns: os.terminal_size((n, 24)))
+        bar = ProgressBar(stream=stream)
+        bar(RunStarted("method", n_rows=1, n_parameters=1, n_workers=1, planned=3.0))
+        assert (bar._bar is not None) == has_bar
+        bar.close()
