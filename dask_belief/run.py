@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,10 +184,9 @@ class Run:
             When several generations in a row were lost within a minute of their start, or no worker comes back.
         """
         facts, short_lived = self.facts, 0
-        membership = Membership(facts.client, f"dask-belief-{facts.name}")
-        n_workers, n_parameters = len(membership.workers), facts.objective.n_parameters
-        self.emit(RunStarted(spec.method, facts.dataset.n_rows, n_parameters, n_workers, *planned))
-        try:
+        with self._while_connected(), self._members() as membership:
+            n_workers, n_parameters = len(membership.workers), facts.objective.n_parameters
+            self.emit(RunStarted(spec.method, facts.dataset.n_rows, n_parameters, n_workers, *planned))
             for generation in itertools.count():
                 began = time.monotonic()
                 try:
@@ -197,24 +197,37 @@ class Run:
                             self.note_changes(deployment)
                 except ActorLostError as error:
                     self._note_rebuild(str(error), lost())
-                except OSError as error:
-                    if facts.client.status == "running":
-                        raise
-                    raise ClusterError(
-                        f"the connection to Dask's scheduler is gone: {error}. Connect a new client, and go on from "
-                        "this error's kept_parameters."
-                    ) from error
                 short_lived = short_lived + 1 if time.monotonic() - began < LIMITS.start_seconds else 0
                 if short_lived > _SHORT_LIVED_GENERATIONS:
                     raise ClusterError(
                         f"{short_lived} generations of the run were lost one after another. Look at the workers' logs."
                     )
                 wait_for_a_worker(facts.client, membership)
+        raise AssertionError("itertools.count() has no end")
+
+    @contextlib.contextmanager
+    def _members(self) -> Iterator[Membership]:
+        """Listen to who comes and goes; at the end nothing of the run stays on the scheduler."""
+        membership = Membership(self.facts.client, f"dask-belief-{self.facts.name}")
+        try:
+            yield membership
         finally:
             if self._validation is not None:
                 self._validation.drop()
             membership.close()
-        raise AssertionError("itertools.count() has no end")
+
+    @contextlib.contextmanager
+    def _while_connected(self) -> Iterator[None]:
+        """Turn whatever goes wrong because the scheduler is gone into an error that says so."""
+        try:
+            yield
+        except OSError as error:
+            if self.facts.client.status == "running":
+                raise
+            raise ClusterError(
+                f"the connection to Dask's scheduler is gone: {error}. Connect a new client, and go on from "
+                "this error's kept_parameters."
+            ) from error
 
     def emit(self, event: Event) -> None:
         """Tell the callbacks."""

@@ -161,12 +161,11 @@ def draw_curves(
 def _limits(curves: Sequence[Curve], levels: Sequence[Outcome]) -> tuple[float | None, float | None]:
     """Cut the first steep descent off, which would press what follows into one line."""
     values = [point[2] for curve in curves for point in curve.points if np.isfinite(point[2])]
-    values += [outcome.validation_loss for outcome in levels]
     if not values:
         return None, None
-    lowest, usual = (
-        min(values),
-        max(float(np.median(values)), *(curve.points[-1][2] for curve in curves if curve.points)),
-    )
+    ends = [curve.points[-1][2] for curve in curves if curve.points and np.isfinite(curve.points[-1][2])]
+    levels_drawn = [outcome.validation_loss for outcome in levels]
+    lowest = min([*values, *levels_drawn])
+    usual = max([float(np.median(values)), *ends, *levels_drawn])
     height = max(4 * (usual - lowest), 0.02)
     return lowest - 0.08 * height, lowest + height

@@ -1,0 +1,206 @@
+"""A Sandblaster run without a cluster: real shards behind real messages, and one replica that is called in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dask_belief.binary_tree import Node
+from dask_belief.data.dataset import ArrayDataset
+from dask_belief.data.units import UnitPlan
+from dask_belief.monitoring.callbacks import CallbackList
+from dask_belief.monitoring.events import Event
+from dask_belief.parameter_server.messages import BeginSum, Command
+from dask_belief.parameter_server.ranges import shard_ranges
+from dask_belief.run import Facts, Run
+from dask_belief.sandblaster.coordinator import Status
+from dask_belief.sandblaster.full_batch import FullBatch
+from dask_belief.sandblaster.minimiser import POINT
+from tests.parameter_server.local_actors import LocalActors, deploy
+
+Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+class SumOf:
+    """An objective whose rows are numbers: each adds its number times one function and its gradient.
+
+    With ones as rows, the mean over them is the function itself.
+    """
+
+    def __init__(self, function: Function, n_parameters: int) -> None:
+        self.function = function
+        self.n_parameters = n_parameters
+
+    def initial_parameters(self, seed: int) -> np.ndarray:
+        return np.zeros(self.n_parameters)
+
+    def loss_and_gradient(self, parameters: Any, inputs: Any, targets: Any) -> tuple[float, Any]:
+        value, gradient = self.function(parameters)
+        weight = float(inputs.sum())
+        return weight * value, weight * gradient
+
+
+class LocalDeployment:
+    """What full batch and minimiser use of a deployment, in this process.
+
+    Attributes
+    ----------
+    rounds
+        The commands of each round of messages to the shards, in order.
+    n_watched
+        How often the cluster was looked after.
+    statuses
+        What the coordinator answers before the evaluation is done.
+    """
+
+    def __init__(self, actors: LocalActors, facts: Facts, plan: UnitPlan, n_shards: int, penalised: Any) -> None:
+        self.rounds: list[tuple[Command, ...]] = []
+        self.n_watched = 0
+        self.statuses: list[Status] = []
+        self.changes: list[Any] = []
+        self._caller = actors.caller
+        self._facts = facts
+        self._plan = plan
+        ranges = shard_ranges(facts.objective.n_parameters, n_shards)
+        self.server = deploy(actors, ranges, dtype=facts.dtype, penalised=penalised)
+        self.directory = self.server.directory
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._caller.run(coroutine)
+
+    def execute(self, *commands: Command) -> list[list[float]]:
+        self.rounds.append(commands)
+        return self.run(self.server.execute(*commands))
+
+    def ask(self, method: str, evaluation: int, limit_seconds: float) -> Status:
+        """The coordinator: compute every unit as a replica would, unless something else is to be answered first."""
+        assert method == "evaluate"
+        return self.statuses.pop(0) if self.statuses else self._evaluate(evaluation)
+
+    def _evaluate(self, evaluation: int) -> Status:
+        facts = self._facts
+        parameters = np.empty_like(facts.initial)
+        self.run(self.server.fetch(evaluation, parameters))
+        losses, faulty = [], []
+        for unit in self._plan.units:
+            inputs, targets = facts.dataset.read(unit.start, unit.stop, dtype=facts.initial.dtype)
+            loss, gradient = facts.objective.loss_and_gradient(parameters, inputs, targets)
+            losses.append(loss)
+            if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+                faulty.append(unit.number)
+            self.run(self.server.add(evaluation, Node(0, unit.number), gradient.astype(facts.dtype)))
+        return status(n_done=len(losses), loss=float(np.sum(losses)), faulty=tuple(faulty))
+
+    def watch(self) -> None:
+        self.n_watched += 1
+
+    def vector(self, name: str) -> np.ndarray:
+        """A vector of the shards."""
+        into = np.empty_like(self._facts.initial)
+        self.run(self.server.read(name, into))
+        return into
+
+    def of_kind(self, kind: type) -> list[Any]:
+        """The commands of one kind, over all rounds."""
+        return [command for commands in self.rounds for command in commands if isinstance(command, kind)]
+
+    @property
+    def evaluated_at(self) -> list[str]:
+        """The names of the vectors at which evaluations were opened."""
+        return [command.parameters for command in self.of_kind(BeginSum)]
+
+
+def status(**changes: Any) -> Status:
+    """A coordinator's answer."""
+    options: dict[str, Any] = {
+        "n_done": 0,
+        "loss": None,
+        "faulty": (),
+        "n_replicas": 1,
+        "n_copies": 0,
+        "n_cached": 0,
+        "kinds": ("local",),
+    }
+    return Status(**(options | changes))
+
+
+class LocalRun:
+    """One generation of a run; leaves no thread behind when the ``with`` block ends.
+
+    Parameters
+    ----------
+    function, initial
+        What is minimised, plus the penalty; from where. The dtype of `initial` is the run's.
+    rows
+        One number a row: see `SumOf`.
+    unit_rows, n_shards
+        How rows and parameters are cut.
+    l2, penalised
+        The penalty, and which parameters it covers; None for all.
+    n_done
+        Evaluations that earlier generations made.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        initial: np.ndarray,
+        rows: Iterable[float] = (1.0, 1.0, 1.0, 1.0),
+        *,
+        unit_rows: int = 2,
+        n_shards: int = 1,
+        l2: float = 0.0,
+        penalised: np.ndarray | None = None,
+        n_done: int = 0,
+    ) -> None:
+        inputs = np.array(list(rows), np.float64)[:, None]
+        dataset = ArrayDataset(inputs, np.zeros(len(inputs), np.int64), chunk_rows=1)
+        self.plan = UnitPlan(n_rows=len(inputs), chunk_rows=1, unit_rows=unit_rows, block_rows=1)
+        facts = Facts(
+            name="local",
+            client=None,  # type: ignore[arg-type]
+            objective=SumOf(function, len(initial)),
+            dataset=dataset,
+            validation=None,
+            initial=initial,
+            seed=0,
+            dtype=initial.dtype.name,
+            backend="numpy",
+        )
+        self.events: list[Event] = []
+        self.answer: bool | None = None
+        self.run = Run(facts, CallbackList([self._note]))
+        self._stack = ExitStack()
+        self._made_of = (facts, self.plan, n_shards, penalised)
+        self._options = (l2, n_done)
+
+    def __enter__(self) -> LocalRun:
+        actors = self._stack.enter_context(LocalActors())
+        self.deployment: Any = LocalDeployment(actors, *self._made_of)
+        self.deployment.run(self.deployment.server.write(POINT, self.run.facts.initial))
+        l2, n_done = self._options
+        self.batch = FullBatch(self.run, self.deployment, self.plan, l2, n_done)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _note(self, event: Event) -> bool | None:
+        self.events.append(event)
+        return self.answer
+
+    def of_kind(self, kind: type) -> list[Any]:
+        """The events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def validate_by(self, evaluation: Any) -> None:
+        """Give the run a validation set, which `evaluation` stands for."""
+        self.run.facts = replace(self.run.facts, validation=self.run.facts.dataset)
+        self.run._validation = evaluation
