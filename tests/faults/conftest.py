@@ -32,9 +32,9 @@ def processes(n_workers: int, memory_limit: str | int = 0) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def three_processes() -> Iterator[Client]:
-    """Three worker processes for all tests of a module; a killed one comes back under another address."""
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """Three worker processes for one test; a killed one comes back under another address."""
     with processes(3) as client:
         yield client
 

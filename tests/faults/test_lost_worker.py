@@ -28,13 +28,6 @@ class KillAt:
                 kill(self.client, self.address)
 
 
-@pytest.fixture
-def client(three_processes: Client) -> Client:
-    """All three workers are there: the nanny of one that was killed has started it again."""
-    three_processes.wait_for_workers(3, timeout=60)
-    return three_processes
-
-
 def network() -> db.Network:
     return db.Network([db.Dense(8, "sigmoid"), db.Dense(1)], loss="logistic", input_shape=(20,))
 
@@ -64,7 +57,6 @@ def test_sandblaster_goes_on_when_an_actor_is_killed(client: Client, store: Path
     """The next generation goes on from the last point that was kept, and reaches the same minimum."""
     method = db.Sandblaster(max_iter=60, l2=1e-2, gtol=1e-4, ftol=0.0)
     unbroken = db.train(network(), store, method, client=client, progress=False)
-    client.wait_for_workers(3, timeout=60)
     killer = KillAt(client, address_of(client, role), IterationEnded, 5)
     result = db.train(network(), store, method, client=client, callbacks=[killer], progress=False)
     assert Rebuilt in [type(event) for event in result.history.events]

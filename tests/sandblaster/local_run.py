@@ -163,7 +163,7 @@ class LocalRun:
         self.plan = UnitPlan(n_rows=len(inputs), chunk_rows=1, unit_rows=unit_rows, block_rows=1)
         facts = Facts(
             name="local",
-            client=None,  # type: ignore[arg-type]
+            client=None,
             objective=SumOf(function, len(initial)),
             dataset=dataset,
             validation=None,
