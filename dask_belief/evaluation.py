@@ -18,7 +18,7 @@ from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.data.dataset import Dataset
-from dask_belief.errors import CallTimeoutError, ClusterError
+from dask_belief.errors import CallTimeoutError, ClusterError, ReplicaError
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.objective import Objective, evaluation_sums
 from dask_belief.parameter_server.client import Directory, ParameterServer
@@ -68,7 +68,13 @@ def evaluate_part(spec: PartSpec, dataset: Dataset) -> dict[str, float]:
     with backend.computing():
         for start in range(spec.start, spec.stop, step):
             inputs, targets = dataset.read(start, min(start + step, spec.stop), dtype=dtype)
-            total.add(evaluation_sums(objective, parameters, backend.asarray(inputs), backend.asarray(targets)))
+            try:
+                total.add(evaluation_sums(objective, parameters, backend.asarray(inputs), backend.asarray(targets)))
+            except Exception as error:
+                raise ReplicaError(
+                    f"evaluating the objective raised {type(error).__name__}: {error}, in rows {start} to "
+                    f"{start + len(inputs) - 1}. Call its evaluate(), or loss_and_gradient(), on these rows to see it."
+                ) from error
     return {"rows": total.rows, **total.sums}
 
 
@@ -169,6 +175,13 @@ class Evaluation:
             self.start(self._directory)
         self.drop()
         raise ClusterError(f"{self._prefix} was lost with a worker {_ATTEMPTS} times. Look at the workers' logs.")
+
+    def close(self) -> None:
+        """Leave nothing under way, and let go of the data set."""
+        self.drop()
+        if self._sent is not None:
+            let_go(self._client, [self._sent])
+            self._sent = None
 
     def drop(self) -> None:
         """Forget the evaluation under way."""

@@ -45,6 +45,8 @@ class Objective(Protocol):
 
 def check_objective(objective: object) -> None:
     """Refuse what is no objective, by name of what is missing; raises `ArgumentError`."""
+    if isinstance(objective, type):
+        raise ArgumentError(f"objective: got the class {objective.__name__} itself; give one of its instances.")
     missing = [
         name for name in ("n_parameters", "initial_parameters", "loss_and_gradient") if not hasattr(objective, name)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -13,7 +14,6 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.membership import Lost, Membership, wait_for_a_worker
 from dask_belief.data.dataset import Dataset
 from dask_belief.errors import ActorLostError, ClusterError
@@ -34,8 +34,8 @@ Vector = NDArray[np.floating]
 _KEEPING_SHARE = 0.05
 _VALIDATING_SHARE = 0.2
 
-# So many generations may be lost in a row, each within a minute of its start, before the run gives up.
-_SHORT_LIVED_GENERATIONS = 10
+# So many generations may be lost in a row, without any work finished, before the run gives up.
+_IDLE_GENERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -181,27 +181,28 @@ class Run:
         Raises
         ------
         ClusterError
-            When several generations in a row were lost within a minute of their start, or no worker comes back.
+            When several generations in a row were lost before any work was finished, or no worker comes back.
         """
-        facts, short_lived = self.facts, 0
+        facts, idle = self.facts, 0
         with self._while_connected(), self._members() as membership:
             n_workers, n_parameters = len(membership.workers), facts.objective.n_parameters
             self.emit(RunStarted(spec.method, facts.dataset.n_rows, n_parameters, n_workers, *planned))
             for generation in itertools.count():
-                began = time.monotonic()
+                idle += 1
                 try:
                     with deployed(facts.client, spec, generation, membership) as deployment:
                         try:
                             return live(deployment)
                         finally:
                             self.note_changes(deployment)
+                            idle = 0 if deployment.has_progressed else idle
                 except ActorLostError as error:
+                    if idle > _IDLE_GENERATIONS:
+                        raise ClusterError(
+                            f"{idle} generations of the run were lost one after another without any work finished; the "
+                            f"last one: {error} Look at the workers' logs."
+                        ) from error
                     self._note_rebuild(str(error), lost())
-                short_lived = short_lived + 1 if time.monotonic() - began < LIMITS.start_seconds else 0
-                if short_lived > _SHORT_LIVED_GENERATIONS:
-                    raise ClusterError(
-                        f"{short_lived} generations of the run were lost one after another. Look at the workers' logs."
-                    )
                 wait_for_a_worker(facts.client, membership)
         raise AssertionError("itertools.count() has no end")
 
@@ -213,7 +214,7 @@ class Run:
             yield membership
         finally:
             if self._validation is not None:
-                self._validation.drop()
+                self._validation.close()
             membership.close()
 
     @contextlib.contextmanager
@@ -221,11 +222,12 @@ class Run:
         """Turn whatever goes wrong because the scheduler is gone into an error that says so."""
         try:
             yield
-        except OSError as error:
+        except (OSError, asyncio.CancelledError) as error:
+            # Dask cancels what waits for a scheduler that it has given up.
             if self.facts.client.status == "running":
                 raise
             raise ClusterError(
-                f"the connection to Dask's scheduler is gone: {error}. Connect a new client, and go on from "
+                f"the connection to Dask's scheduler is gone: {error!r}. Connect a new client, and go on from "
                 "this error's kept_parameters."
             ) from error
 

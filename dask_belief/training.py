@@ -14,11 +14,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from dask_belief.backend import get_backend
 from dask_belief.checks import check_count
-from dask_belief.cluster.connection import connected
+from dask_belief.cluster.connection import check_travels, connected
 from dask_belief.data.dataset import Dataset, DatasetLike, as_dataset
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.driver import DownpourDriver
-from dask_belief.errors import ArgumentError, DaskBeliefError, DataError
+from dask_belief.errors import ArgumentError, DataError
 from dask_belief.monitoring.callbacks import Callback, CallbackList
 from dask_belief.monitoring.events import Stopped
 from dask_belief.monitoring.history import History
@@ -103,8 +103,12 @@ def train(
     check_objective(objective)
     check_count("seed", seed, low=0)
     _check_method(method, objective)
-    if backend != "auto":
-        get_backend(backend)
+    _check_backend(backend)
+    if not isinstance(progress, bool):
+        raise ArgumentError(f"progress: expected True or False, got {progress!r}.")
+    if not isinstance(callbacks, Iterable):
+        raise ArgumentError(f"callbacks: expected functions of one event, got {callbacks!r}.")
+    listeners = CallbackList([history := History(), bar := ProgressBar(progress), *callbacks])
     data = as_dataset(dataset)
     validation_data = None if validation is None else as_dataset(validation)
     _check_data(objective, data, "dataset")
@@ -112,8 +116,8 @@ def train(
         _check_data(objective, validation_data, "validation")
     start = _initial_vector(objective, initial, seed, run_dtype)
 
-    history = History()
-    with contextlib.closing(ProgressBar(progress)) as bar, connected(client) as connection:
+    check_travels("objective", objective)
+    with contextlib.closing(bar), connected(client) as connection:
         facts = Facts(
             name=uuid.uuid4().hex[:8],
             client=connection,
@@ -125,12 +129,14 @@ def train(
             dtype=run_dtype.name,
             backend=backend,
         )
-        run = Run(facts, CallbackList([history, bar, *callbacks]))
+        run = Run(facts, listeners)
         driver = SandblasterDriver(run, method) if isinstance(method, Sandblaster) else DownpourDriver(run, method)
         try:
             outcome = driver.drive()
-        except DaskBeliefError as error:
-            error.kept_parameters = driver.kept()
+        except BaseException as error:
+            # Also for errors of others, a callback's for one: nothing that was found is lost.
+            with contextlib.suppress(AttributeError):
+                error.kept_parameters = driver.kept()  # type: ignore[attr-defined]
             raise
         seconds = run.seconds
         run.emit(Stopped(outcome.stop, seconds, outcome.passes))
@@ -159,6 +165,13 @@ def _check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return found
 
 
+def _check_backend(backend: object) -> None:
+    if backend not in ("auto", "numpy", "cupy"):
+        raise ArgumentError(f"backend: expected 'auto', 'numpy' or 'cupy', got {backend!r}.")
+    if backend != "auto":
+        get_backend(str(backend))
+
+
 def _check_method(method: object, objective: Objective) -> None:
     if not isinstance(method, Sandblaster | Downpour):
         raise ArgumentError(f"method: expected a Sandblaster or a Downpour, got {type(method).__name__}.")
@@ -185,7 +198,10 @@ def _initial_vector(
 ) -> NDArray[np.floating]:
     given = initial.parameters if isinstance(initial, TrainingResult) else initial
     name = "objective.initial_parameters" if given is None else "initial"
-    vector = np.array(objective.initial_parameters(seed) if given is None else given, dtype)
+    try:
+        vector = np.array(objective.initial_parameters(seed) if given is None else given, dtype)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{name}: expected a vector of numbers, got {given!r} ({error}).") from error
     if vector.shape != (objective.n_parameters,):
         raise ArgumentError(f"{name}: expected shape ({objective.n_parameters},), got {vector.shape}.")
     if not np.isfinite(vector).all():

@@ -12,6 +12,7 @@ from distributed import Client
 
 from dask_belief.cluster.actors import ActorHost, Caller
 from dask_belief.data.dataset import ArrayDataset
+from dask_belief.errors import ReplicaError
 from dask_belief.evaluation import SNAPSHOT, Evaluation
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.parameter_server.client import Directory, ParameterServer
@@ -146,13 +147,13 @@ def test_evaluation_can_be_repeated(client: Client, served: Callable[[np.ndarray
 def test_error_of_a_part_is_raised_and_the_rest_dropped(
     client: Client, served: Callable[[np.ndarray], Directory]
 ) -> None:
-    """What the objective raised, once; the next evaluation is not hurt by it."""
+    """What the objective raised, with the rows, once; the next evaluation is not hurt by it."""
     directory = served(np.zeros(N_FEATURES, np.float32))
     inputs, targets = rows_of(10, 2).read(0, 10)
     targets[5] = -1
     evaluation = evaluation_of(client, ArrayDataset(inputs, targets, chunk_rows=2), "fails")
     evaluation.start(directory)
-    with pytest.raises(ValueError, match="bad row"):
+    with pytest.raises(ReplicaError, match=r"ValueError: bad row, in rows 4 to 5"):
         evaluation.finish()
     assert not evaluation.is_running
     assert evaluation.poll() is None

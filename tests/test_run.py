@@ -211,8 +211,8 @@ def test_lost_generation_is_followed_by_another(scene: Scene) -> None:
 
 
 def test_run_gives_up_when_generation_after_generation_is_lost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an error, and not for ever."""
-    monkeypatch.setattr(run_module, "_SHORT_LIVED_GENERATIONS", 2)
+    """By an error, and not for ever, when no work is finished in between."""
+    monkeypatch.setattr(run_module, "_IDLE_GENERATIONS", 2)
 
     def live(deployment: Deployment) -> Outcome:
         raise ActorLostError("again")

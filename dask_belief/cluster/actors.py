@@ -17,7 +17,7 @@ from distributed import Client, Future, Worker
 from distributed.core import ConnectionPool
 from distributed.protocol.serialize import Serialize, to_serialize
 
-from dask_belief.cluster.futures import let_go, wait_for
+from dask_belief.cluster.futures import is_loss, let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
@@ -272,8 +272,11 @@ class ActorHost:
                 f"actors {missing} were not made within {timeout_seconds:g} seconds: their workers are gone or busy."
             ) from error
         for future in self._futures:
-            if future.status == "error":
-                raise future.exception()
+            if future.status != "finished":
+                found = future.exception(timeout=timeout_seconds)
+                if found is None or is_loss(found):
+                    raise ActorLostError(f"{future.key} was lost while the actors were made.") from found
+                raise found
 
     def close(self) -> None:
         """Let the actors go."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from distributed import Client, LocalCluster, default_client
+from distributed.protocol.pickle import dumps
 
 from dask_belief.errors import ArgumentError, ClusterError, NoWorkersError
 
@@ -55,3 +56,13 @@ def _check(client: Client) -> None:
         )
     if not client.nthreads():
         raise NoWorkersError("client: the cluster has no worker. Start one, e.g. cluster.scale(2), then train again.")
+
+
+def check_travels(argument: str, thing: object) -> None:
+    """Refuse what cannot be sent to a worker; raises `ArgumentError` with the argument's name."""
+    try:
+        dumps(thing)
+    except Exception as error:
+        raise ArgumentError(
+            f"{argument}: {type(thing).__name__} cannot be pickled, so it cannot be sent to the workers: {error}."
+        ) from error

@@ -20,6 +20,12 @@ def let_go(client: Client, futures: Iterable[Future[Any]]) -> None:
         future.release()
 
 
+def is_loss(error: BaseException) -> bool:
+    """Whether the exception of a future only says that its worker went away."""
+    names = ("KilledWorker", "CancelledError", "FutureCancelledError", "NoValidWorkerError")
+    return type(error).__name__ in names or "Worker holding Actor was lost" in str(error)
+
+
 def wait_for(futures: Iterable[Future[Any]], timeout_seconds: float) -> None:
     """Wait until every future has ended, well or badly.
 

@@ -1,96 +1,116 @@
-"""How a replica talks to its hub, the coordinator or ledger: it asks for leases ahead, and reports when they are done.
+"""The hub of a run, a coordinator or a ledger: replicas ask it for work, and it keeps the question until there is some.
 
-A question for work is held open by the hub until there is some, with a limit; a replica that hears nothing for long
-ends by itself (`Standing`).
+Its methods are asynchronous and run as a Dask actor's on the event loop of a worker: nothing in them takes longer than
+a moment, and nobody waits without a limit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-from collections.abc import Callable
-from typing import Any
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
-from dask_belief.cluster.actors import ActorAddress, Caller
-from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.polling import Over
-from dask_belief.cluster.replicas import Standing
 from dask_belief.errors import StaleError
 
-Asked = concurrent.futures.Future[Any]
-"""A question for work that is under way; it ends with a lease, `Over`, or None."""
+# Whoever waits for work is woken by events, and so often by the clock, since a lease may have become worth a copy.
+_LOOK_SECONDS = 0.25
 
 
-class HubLine:
-    """One replica's line to its hub.
+RUN_IS_OVER = "the run is over"
+"""What a replica says that ended because it was told `Over`."""
+
+
+@dataclass(frozen=True)
+class Over:
+    """The answer to a replica that asks for work when the run is over."""
+
+
+class Bell:
+    """Wakes everyone who waits, on one event loop; who begins to wait later hears the next ring only."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake everyone who waits now."""
+        self._rung.set()
+        self._rung = asyncio.Event()
+
+    async def wait(self, limit_seconds: float) -> bool:
+        """Wait for the next ring; False when the limit passed first."""
+        try:
+            await asyncio.wait_for(self._rung.wait(), limit_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+class Hub(ABC):
+    """What a coordinator and a ledger have in common: who takes part, and the wait for work.
 
     Parameters
     ----------
-    hub, generation
-        The hub's address, and the generation of the run.
-    replica, standing, caller
-        The replica's name, its standing as a Dask task, and the way to actors.
-    on_lease
-        Called with each lease as soon as it arrives, on the event loop: to read its data ahead.
+    generation
+        The generation of the run; messages of another are refused.
     """
 
-    def __init__(
-        self,
-        hub: ActorAddress,
-        generation: int,
-        replica: str,
-        standing: Standing,
-        caller: Caller,
-        on_lease: Callable[[Any], None],
-    ) -> None:
-        self._hub = hub
+    def __init__(self, generation: int) -> None:
         self._generation = generation
-        self._replica = replica
-        self._standing = standing
-        self._caller = caller
-        self._on_lease = on_lease
+        self._replicas: set[str] = set()
+        self._kinds: set[str] = set()
+        self._is_over = False
+        self._bell = Bell()
 
-    def hello(self, kind: str) -> None:
-        """Count this replica in; `kind` is what decides the last bits of its results."""
-        self._caller.run(self._caller.call(self._hub, "hello", self._generation, self._replica, kind))
+    @abstractmethod
+    def _join(self, replica: str) -> None:
+        """Count a replica in where leases are decided."""
 
-    def ask(self) -> Asked:
-        """Begin to ask for a lease."""
-        question = self._caller.call(self._hub, "next_lease", self._generation, self._replica, LIMITS.poll_seconds)
-        asked = self._caller.start(question)
-        asked.add_done_callback(self._look_ahead)
-        return asked
+    @abstractmethod
+    def _leave(self, replica: str) -> None:
+        """Count a replica out there; its leases go to others."""
 
-    def answer(self, asked: Asked) -> Any:
-        """Wait for the answer: a lease, `Over`, or None when there is no work at this moment.
+    @abstractmethod
+    def _next_lease(self, replica: str, now: float) -> object | None:
+        """Give the next lease for a free replica; None when there is nothing for it at this moment."""
 
-        Raises
-        ------
-        CallTimeoutError, ActorLostError
-            When the hub does not answer.
-        """
-        answer = asked.result(LIMITS.poll_seconds + LIMITS.call_seconds + 5.0)
-        self._standing.heard()
-        return answer
+    async def hello(self, generation: int, replica: str, kind: str) -> None:
+        """Count a replica in; `kind` is what decides the last bits of its results."""
+        self._check(generation)
+        self._kinds.add(kind)
+        self._replicas.add(replica)
+        self._join(replica)
+        self._bell.ring()
 
-    def report_after(self, sent: concurrent.futures.Future[Any] | None, report: object) -> Asked:
-        """Begin to report a lease, once the push that belongs to it is through.
+    async def next_lease(self, generation: int, replica: str, limit_seconds: float) -> object | None:
+        """Give a lease as soon as there is one, `Over` when the run is; None when the limit passes first."""
+        self._check(generation)
+        until = time.monotonic() + limit_seconds
+        # A replica that was counted out is not to take work by a question that it left open.
+        while not self._is_over and replica in self._replicas:
+            now = time.monotonic()
+            lease = self._next_lease(replica, now)
+            if lease is not None:
+                return lease
+            if now >= until:
+                return None
+            await self._bell.wait(min(until - now, _LOOK_SECONDS))
+        return Over()
 
-        A push that is refused as stale is no longer wanted, nor is its report: others did the work.
-        """
-        return self._caller.start(self._report(sent, report))
+    async def leave(self, generation: int, replica: str) -> None:
+        """Count a replica out: its leases go to others."""
+        self._check(generation)
+        self._replicas.discard(replica)
+        self._leave(replica)
+        self._bell.ring()
 
-    async def _report(self, sent: concurrent.futures.Future[Any] | None, report: object) -> None:
-        if sent is not None:
-            try:
-                await asyncio.wrap_future(sent)
-            except StaleError:
-                return
-        await self._caller.call(self._hub, "report", self._generation, self._replica, report)
+    async def finish(self, generation: int) -> None:
+        """End the run: every replica that asks for work is told so."""
+        self._check(generation)
+        self._is_over = True
+        self._bell.ring()
 
-    def _look_ahead(self, asked: Asked) -> None:
-        if asked.cancelled() or asked.exception() is not None:
-            return
-        lease = asked.result()
-        if lease is not None and not isinstance(lease, Over):
-            self._on_lease(lease)
+    def _check(self, generation: int) -> None:
+        if generation != self._generation:
+            name = type(self).__name__.lower()
+            raise StaleError(f"{name}: generation {generation} was named, this is {self._generation}.")

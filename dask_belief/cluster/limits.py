@@ -22,9 +22,9 @@ class Limits:
     watch_seconds
         How often the driver looks at losses, replicas and time while it waits; so also how late it can notice them.
     silence_seconds
-        After so long without a word from its coordinator or ledger a replica ends by itself.
+        A replica whose question its coordinator or ledger has not answered for so long ends by itself.
     start_seconds
-        Until the actors and the first replica of a run must be there.
+        Until the actors of a generation must be there, and for sending the data set to a worker.
     stop_seconds
         How long the replicas are given to end at the end of a run before they are cancelled.
     no_progress_seconds

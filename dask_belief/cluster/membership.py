@@ -76,11 +76,15 @@ class Membership:
         self._announced: queue.SimpleQueue[Joined | Lost] = queue.SimpleQueue()
         self._is_listening = threading.Event()
         self._news: list[Joined | Lost] = []
-        client.subscribe_topic(topic, self._hear)
-        client.register_plugin(Announcer(topic))
-        self._await_echo()
-        # Asked once announcements arrive, so that nobody joins or leaves unheard in between.
-        self.workers: dict[str, int] = dict(client.nthreads())
+        try:
+            client.subscribe_topic(topic, self._hear)
+            client.register_plugin(Announcer(topic))
+            self._await_echo()
+            # Asked once announcements arrive, so that nobody joins or leaves unheard in between.
+            self.workers: dict[str, int] = dict(client.nthreads())
+        except BaseException:
+            self.close()
+            raise
 
     def _await_echo(self) -> None:
         """Wait until a word of our own comes back: a subscription travels on its own, and later than calls do."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dask.typing import Key
 from distributed import Client, Future, Worker, get_worker, secede
 
+from dask_belief.backend import get_backend
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.memory import keep_freed_memory
+from dask_belief.errors import ActorLostError, CallTimeoutError
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +37,20 @@ class Ended:
         Where it ran.
     error
         What it raised; None when it returned.
+    said
+        Why it ended, in its own words, when it returned.
     """
 
     replica: str
     worker: str
     error: BaseException | None
+    said: str | None
 
 
 @dataclass
 class _Running:
     worker: str
     future: Future[object]
-    dataset: Future[object]
 
 
 class ReplicaPool:
@@ -62,7 +67,7 @@ class ReplicaPool:
     spec
         Small and picklable: addresses, objective, options.
     dataset
-        Sent to each replica, beside the task graph, since it may be arrays in memory.
+        Sent to each worker once, beside the task graph, since it may be arrays in memory.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class ReplicaPool:
         self._spec = spec
         self._dataset = dataset
         self._running: dict[str, _Running] = {}
+        self._datasets: dict[str, Future[object]] = {}
         self._n_started = 0
 
     def __len__(self) -> int:
@@ -93,9 +99,7 @@ class ReplicaPool:
     def start(self, worker: str) -> str | None:
         """Start one replica on `worker` and give its name; None when the worker has left, or takes no data."""
         try:
-            [dataset] = self._client.scatter(
-                [self._dataset], workers=[worker], hash=False, timeout=LIMITS.start_seconds
-            )
+            dataset = self._sent_to(worker)
         except (KeyError, OSError) as error:
             logger.warning("no replica was started on %s: %r", worker, error)
             return None
@@ -112,8 +116,16 @@ class ReplicaPool:
             pure=False,
             retries=0,
         )
-        self._running[replica] = _Running(worker, future, dataset)
+        self._running[replica] = _Running(worker, future)
         return replica
+
+    def _sent_to(self, worker: str) -> Future[object]:
+        """The data set on a worker: sent once, however many replicas it has."""
+        if worker not in self._datasets:
+            [self._datasets[worker]] = self._client.scatter(
+                [self._dataset], workers=[worker], hash=False, timeout=LIMITS.start_seconds
+            )
+        return self._datasets[worker]
 
     def lose(self, worker: str) -> list[str]:
         """Forget the replicas of a worker that is gone, and give their names.
@@ -123,7 +135,9 @@ class ReplicaPool:
         names = [name for name, running in self._running.items() if running.worker == worker]
         for name in names:
             running = self._running.pop(name)
-            let_go(self._client, [running.future, running.dataset])
+            let_go(self._client, [running.future])
+        if worker in self._datasets:
+            let_go(self._client, [self._datasets.pop(worker)])
         return names
 
     def ended(self) -> list[Ended]:
@@ -133,10 +147,11 @@ class ReplicaPool:
             if not running.future.done():
                 continue
             del self._running[name]
-            error: BaseException | None = None
-            if running.future.status != "finished":
-                error = running.future.exception(timeout=LIMITS.call_seconds)
-            ended.append(Ended(name, running.worker, error))
+            future, limit_seconds = running.future, LIMITS.call_seconds
+            if future.status == "finished":
+                ended.append(Ended(name, running.worker, None, str(future.result(timeout=limit_seconds))))
+            else:
+                ended.append(Ended(name, running.worker, future.exception(timeout=limit_seconds), None))
         return ended
 
     def stop(self, timeout_seconds: float = LIMITS.stop_seconds) -> None:
@@ -147,9 +162,9 @@ class ReplicaPool:
                 wait_for(futures, timeout_seconds)
             except TimeoutError:
                 logger.info("%d replicas did not end within %g s and are cancelled", len(futures), timeout_seconds)
-        datasets = [running.dataset for running in self._running.values()]
-        let_go(self._client, [*futures, *datasets])
+        let_go(self._client, [*futures, *self._datasets.values()])
         self._running.clear()
+        self._datasets.clear()
 
 
 class Standing:
@@ -158,11 +173,15 @@ class Standing:
     def __init__(self, worker: Worker, key: Key) -> None:
         self.worker = worker
         self._key = key
-        self._last_word = time.monotonic()
+        self._asked_at: float | None = None
+
+    def listen(self) -> None:
+        """Note that the hub was asked something; until it answers, it is silent."""
+        self._asked_at = time.monotonic()
 
     def heard(self) -> None:
-        """Note that coordinator or ledger answered."""
-        self._last_word = time.monotonic()
+        """Note that the hub answered."""
+        self._asked_at = None
 
     @property
     def memory_bytes(self) -> float:
@@ -175,7 +194,8 @@ class Standing:
         """Whether the task was cancelled, the worker is closing, or the coordinator has been silent for too long."""
         task = self.worker.state.tasks.get(self._key)
         is_wanted = task is not None and task.state in ("executing", "long-running")
-        is_silent = time.monotonic() - self._last_word > LIMITS.silence_seconds
+        asked_at = self._asked_at
+        is_silent = asked_at is not None and time.monotonic() - asked_at > LIMITS.silence_seconds
         return not is_wanted or is_silent or self.worker.status.name not in ("running", "paused")
 
 
@@ -191,3 +211,43 @@ def stand_aside() -> Standing:
 def read_ahead_bytes(standing: Standing) -> int:
     """Bytes of data that a replica may have read ahead: a twentieth of its memory, and 128 MiB at most."""
     return max(1, min(_READ_AHEAD_BYTES, int(_READ_AHEAD_SHARE * standing.memory_bytes)))
+
+
+class Life(Protocol):
+    """What a replica does between its start and its end."""
+
+    def run(self) -> str:
+        """Work until there is no more, and say why it ended."""
+
+    def close(self) -> None:
+        """Let go of threads."""
+
+
+def live(replica: str, backend: str, make: Callable[[Standing], Life]) -> str:
+    """Live as a replica within a Dask task: stand aside, compute with one thread, end quietly when the server is lost.
+
+    Parameters
+    ----------
+    replica
+        Its name.
+    backend
+        The name of the backend that it computes with.
+    make
+        Makes what it does from its standing.
+
+    Returns
+    -------
+    str
+        Why it ended.
+    """
+    standing = stand_aside()
+    chosen = get_backend(backend)
+    chosen.single_thread()
+    with contextlib.closing(make(standing)) as life:
+        try:
+            with chosen.computing():
+                return life.run()
+        except (ActorLostError, CallTimeoutError) as error:
+            # The driver sees the same loss, and starts new replicas with new addresses.
+            logger.warning("%s ends: %s", replica, error)
+            return f"the server was lost: {error}"

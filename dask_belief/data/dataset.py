@@ -148,6 +148,10 @@ class ArrayDataset:
             f"target_shape={self.target_shape}, chunk_rows={self.chunk_rows})"
         )
 
+    def __sizeof__(self) -> int:
+        # What Dask counts against a worker's memory.
+        return object.__sizeof__(self) + self.n_bytes
+
     def row_bytes(self, dtype: npt.DTypeLike = np.float32) -> int:
         """Bytes of one row, inputs and targets, as `read` gives it in `dtype`."""
         return checks.decoded_row_bytes(self.input_shape, self.target_shape, self.target_dtype, dtype)
@@ -213,6 +217,8 @@ def as_dataset(data: DatasetLike) -> Dataset:
         return ArrayDataset(*data)
     if isinstance(data, Dataset):
         return data
+    if isinstance(data, np.ndarray) or is_dask_array(data):
+        raise ArgumentError("dataset: the targets are missing; give a tuple (inputs, targets)")
     return ZarrDataset(data)
 
 

@@ -245,11 +245,14 @@ def require_codec(compressor: Any) -> Any:
     """
     if not isinstance(compressor, str):
         return compressor
-    if compressor not in ("lz4", "zstd"):
-        raise ArgumentError(f"compressor: None, 'lz4', 'zstd' or a codec of Zarr's is needed, found {compressor!r}")
-    from zarr.codecs import BloscCname, BloscCodec
+    from zarr.codecs import BloscCodec
 
-    return BloscCodec(cname=BloscCname[compressor], clevel=5)
+    # By name: newer versions of Zarr know no enumeration of them.
+    if compressor == "lz4":
+        return BloscCodec(cname="lz4", clevel=5)
+    if compressor == "zstd":
+        return BloscCodec(cname="zstd", clevel=5)
+    raise ArgumentError(f"compressor: None, 'lz4', 'zstd' or a codec of Zarr's is needed, found {compressor!r}")
 
 
 def read_rows(array: zarr.Array[Any], start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:

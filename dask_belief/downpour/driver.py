@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -11,7 +12,7 @@ import numpy as np
 
 from dask_belief.cluster.actors import ActorAddress
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.data.units import UnitPlan, plan_units
+from dask_belief.data.units import UNIT_BYTES, UnitPlan, plan_units
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.lease_book import BookState
 from dask_belief.downpour.ledger import Ledger, LedgerStatus
@@ -60,7 +61,17 @@ def plan_leases(
     if lease_rows is None:
         lease_rows = max(1, min(_LEASE_BATCHES * batch_size, -(-n_rows // _LEASES_AN_EPOCH)))
         lease_rows = max(lease_rows, min(chunk_rows, 4 * lease_rows))
-    return plan_units(n_rows, chunk_rows, row_bytes, n_parameters, unit_rows=min(lease_rows, n_rows))
+        # A replica holds the lease that it trains on and the next.
+        lease_rows = min(lease_rows, UNIT_BYTES // row_bytes)
+        lease_rows = max(lease_rows, batch_size)
+    plan = plan_units(n_rows, chunk_rows, row_bytes, n_parameters, unit_rows=min(lease_rows, n_rows))
+    if plan.largest_rows < min(batch_size, n_rows):
+        logger.warning(
+            "mini-batches of %d rows, not %d: they do not cross the border of a lease, which is made of whole chunks "
+            "of %d rows. Write the data in larger chunks, or set lease_rows.",
+            *(plan.largest_rows, batch_size, chunk_rows),
+        )
+    return plan
 
 
 class DownpourDriver:
@@ -87,6 +98,9 @@ class DownpourDriver:
             method.lease_rows,
         )
         self._saved: Saved | None = None
+        self._stop: Stop | None = None
+        self._last: Vector | None = None
+        self._was_taken_over = False
         self._saving = Share(_SAVING_SHARE)
         self._rows = 0
         # The best point, its means over the validation set, and the snapshot whose validation is under way.
@@ -133,6 +147,15 @@ class DownpourDriver:
         )
 
     def _generation(self, deployment: Deployment) -> Outcome:
+        if self._stop is None:
+            stop = self._train(deployment)
+            self._last = self._read_last(deployment, stop)
+            # From here on a lost generation costs the evaluations at the end only.
+            self._stop = stop
+            deployment.ask("finish")
+        return self._outcome(deployment, self._stop)
+
+    def _train(self, deployment: Deployment) -> Stop:
         if self._saved is None:
             deployment.run(deployment.server.write(VALUES, self._run.facts.initial))
             deployment.run(deployment.server.begin_updates())
@@ -142,17 +165,16 @@ class DownpourDriver:
             deployment.ask("restore", self._saved.book)
         deployment.start_replicas()
         try:
-            stop = self._watch(deployment)
+            return self._watch(deployment)
         except KeyboardInterrupt:
             logger.warning("interrupted: the best point is kept")
-            stop = Stop(StopReason.INTERRUPTED, {"rows": self._rows})
+            return Stop(StopReason.INTERRUPTED, {"rows": self._rows})
         except NonFiniteError as error:
             if self._rows < self._run.facts.dataset.n_rows:
                 # Not all rows were seen: it is the data or the rate, and there is hardly a point to keep.
                 raise
             logger.warning("%s", error)
-            stop = Stop(StopReason.NOT_FINITE, {"rows": self._rows})
-        return self._outcome(deployment, stop)
+            return Stop(StopReason.NOT_FINITE, {"rows": self._rows})
 
     # While it runs.
 
@@ -162,16 +184,20 @@ class DownpourDriver:
         told: LedgerStatus | None = None
         while True:
             status: LedgerStatus = deployment.ask("wait", n_finished, LIMITS.watch_seconds)
-            deployment.watch()
+            if not status.is_over:
+                deployment.watch()
             run.note_changes(deployment)
             run.note_kinds(status.kinds)
             now = time.monotonic()
             if status.n_finished != n_finished:
+                if status.n_finished > max(n_finished, 0):
+                    deployment.progressed()
                 n_finished, last_progress = status.n_finished, now
             if status.is_over or now - last_event > _PROGRESS_SECONDS:
                 self._tell(deployment, status, told)
                 told, last_event = status, now
             self._rows = status.rows
+            self._was_taken_over = self._was_taken_over or status.n_taken_over > 0
             self._look_after(deployment, status)
             stop = self._reason(status)
             if stop is not None:
@@ -235,44 +261,53 @@ class DownpourDriver:
 
     # At the end.
 
+    def _read_last(self, deployment: Deployment, stop: Stop) -> Vector:
+        """The last parameters; those last saved, when the run diverged."""
+        last = self._run.read(deployment, VALUES)
+        diverged = stop.reason is StopReason.NOT_FINITE or not np.isfinite(last).all()
+        return self._last_saved() if diverged else last
+
     def _outcome(self, deployment: Deployment, stop: Stop) -> Outcome:
         """Settle on the best point: the lowest validation loss where there is a validation set, else the last."""
         run, facts = self._run, self._run.facts
-        self._take_validation(run.finish_validation())
-        if stop.reason is not StopReason.NOT_FINITE:
-            self._start_validation(deployment)
+        assert self._last is not None
+        if facts.validation is not None:
             self._take_validation(run.finish_validation())
-            if self._best is None:
-                self._best = self._candidate
+            self._candidate = self._last
+            deployment.run(deployment.server.write(SNAPSHOT, self._last))
+            run.start_validation(deployment.directory, self._rows / facts.dataset.n_rows)
+            self._take_validation(run.finish_validation())
         best = self.kept()
         deployment.run(deployment.server.write(SNAPSHOT, best))
-        training = run.evaluation(facts.dataset, "training-loss")
-        training.start(deployment.directory)
-        loss = training.finish().mean_loss + penalty(facts.objective, best, self._method.l2)
+        with contextlib.closing(run.evaluation(facts.dataset, "training-loss")) as training:
+            training.start(deployment.directory)
+            mean_loss = training.finish().mean_loss
         return Outcome(
             parameters=best,
-            loss=loss,
+            loss=mean_loss + penalty(facts.objective, best, self._method.l2),
             stop=stop,
             passes=self._rows / facts.dataset.n_rows,
             repeatable=run.is_repeatable and self._is_sequential,
             validation=self._best_validation,
         )
 
-    @property
-    def _is_sequential(self) -> bool:
-        """Whether nothing was decided by timing: one replica, no limit in seconds, no snapshots to choose from."""
-        method = self._method
-        is_timed = method.max_seconds is not None or self._run.facts.validation is not None
-        return method.n_replicas == 1 and not is_timed
-
     def kept(self) -> Vector:
-        """The best parameters that are on the host."""
-        return self._last_finite() if self._best is None else self._best
+        """The best parameters that are on the host: by validation, else the last, else those last saved."""
+        if self._best is not None:
+            return self._best
+        return self._last_saved() if self._last is None else self._last
 
-    def _last_finite(self) -> Vector:
+    def _last_saved(self) -> Vector:
         """The parameters last saved, or the initial ones when there are none or they are not finite."""
         last = self._run.facts.initial.copy()
         if self._saved is not None:
             for start, piece in self._saved.pieces.items():
                 last[start : start + len(piece.values)] = piece.values
         return last if np.isfinite(last).all() else self._run.facts.initial
+
+    @property
+    def _is_sequential(self) -> bool:
+        """Whether nothing was decided by timing: one replica, never replaced, no limit in seconds, no snapshots."""
+        method = self._method
+        is_timed = method.max_seconds is not None or self._run.facts.validation is not None
+        return method.n_replicas == 1 and not is_timed and not self._was_taken_over

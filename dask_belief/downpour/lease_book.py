@@ -68,6 +68,8 @@ class LeaseBook:
     ----------
     steps, rows
         Mini-batches and rows of the finished leases.
+    n_taken_over
+        Leases that a lost replica had, and that were given to another.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class LeaseBook:
         self.epochs = epochs
         self.steps = state.steps if state else 0
         self.rows = state.rows if state else 0
+        self.n_taken_over = 0
         self._seed = seed
         self._warm_start_steps = warm_start_steps
         self._finished: set[LeaseKey] = {LeaseKey(*key) for key in state.finished} if state else set()
@@ -104,6 +107,7 @@ class LeaseBook:
         if self.steps < self._warm_start_steps and replica != next(iter(self._replicas)):
             return None
         if self._returned:
+            self.n_taken_over += 1
             return self._give(self._returned.popleft(), replica, is_taken_over=True)
         while not self._waiting:
             if self._epoch + 1 >= self.epochs:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from dask_belief.cluster.polling import Bell, Over
+from dask_belief.cluster.hub import Hub
 from dask_belief.downpour.lease_book import BookState, LeaseBook, RowLease
-from dask_belief.errors import StaleError
 from dask_belief.parameter_server.messages import LeaseKey
 
 
@@ -47,6 +46,8 @@ class LedgerStatus:
         Whether all are.
     loss_sum, loss_rows
         Summed over the reports since the run's start.
+    n_taken_over
+        Leases that went to another replica than the first.
     n_replicas
         Replicas that have said hello and not left.
     kinds
@@ -59,11 +60,12 @@ class LedgerStatus:
     is_over: bool
     loss_sum: float
     loss_rows: int
+    n_taken_over: int
     n_replicas: int
     kinds: tuple[str, ...]
 
 
-class Ledger:
+class Ledger(Hub):
     """The book of leases as replicas and driver reach it.
 
     Parameters
@@ -75,39 +77,19 @@ class Ledger:
     """
 
     def __init__(self, generation: int, n_leases: int, epochs: int, seed: int, warm_start_steps: int) -> None:
-        self._generation = generation
+        super().__init__(generation)
         self._arguments = (n_leases, epochs, seed, warm_start_steps)
         self._book = LeaseBook(*self._arguments)
-        self._kinds: set[str] = set()
-        self._replicas: set[str] = set()
         self._loss_sum, self._loss_rows = 0.0, 0
-        self._is_over = False
-        self._bell = Bell()
 
-    # For replicas.
-
-    async def hello(self, generation: int, replica: str, kind: str) -> None:
-        """Count a replica in."""
-        self._check(generation)
-        self._kinds.add(kind)
-        self._replicas.add(replica)
+    def _join(self, replica: str) -> None:
         self._book.join(replica)
-        self._bell.ring()
 
-    async def next_lease(self, generation: int, replica: str, limit_seconds: float) -> RowLease | Over | None:
-        """Give a lease as soon as there is one; None when the limit passes first."""
-        self._check(generation)
-        until = time.monotonic() + limit_seconds
-        # A replica that was counted out is not to take work by a question that it left open.
-        while not (self._is_over or self._book.is_over) and replica in self._replicas:
-            lease = self._book.next_lease(replica)
-            if lease is not None:
-                return lease
-            now = time.monotonic()
-            if now >= until:
-                return None
-            await self._bell.wait(until - now)
-        return Over()
+    def _leave(self, replica: str) -> None:
+        self._book.leave(replica)
+
+    def _next_lease(self, replica: str, now: float) -> RowLease | None:
+        return self._book.next_lease(replica)
 
     async def report(self, generation: int, replica: str, report: LeaseReport) -> None:
         """Take a finished lease."""
@@ -115,9 +97,8 @@ class Ledger:
         if self._book.finish(LeaseKey(*report.key), report.steps, report.rows):
             self._loss_sum += report.loss_sum
             self._loss_rows += report.loss_rows
+        self._is_over = self._is_over or self._book.is_over
         self._bell.ring()
-
-    # For the driver.
 
     async def restore(self, generation: int, state: BookState) -> None:
         """Go on from a saved state, before any replica starts."""
@@ -143,23 +124,7 @@ class Ledger:
             is_over=book.is_over,
             loss_sum=self._loss_sum,
             loss_rows=self._loss_rows,
+            n_taken_over=book.n_taken_over,
             n_replicas=len(self._replicas),
             kinds=tuple(sorted(self._kinds)),
         )
-
-    async def leave(self, generation: int, replica: str) -> None:
-        """Count a replica out: its leases go to others."""
-        self._check(generation)
-        self._replicas.discard(replica)
-        self._book.leave(replica)
-        self._bell.ring()
-
-    async def finish(self, generation: int) -> None:
-        """End the run: every replica that asks for work is told so."""
-        self._check(generation)
-        self._is_over = True
-        self._bell.ring()
-
-    def _check(self, generation: int) -> None:
-        if generation != self._generation:
-            raise StaleError(f"ledger: generation {generation} was named, this is {self._generation}.")

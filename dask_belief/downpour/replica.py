@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import ActorAddress, Caller
-from dask_belief.cluster.hub import Asked, HubLine
+from dask_belief.cluster.hub import RUN_IS_OVER, Over
+from dask_belief.cluster.hub_line import Asked, HubLine
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.polling import Over
-from dask_belief.cluster.replicas import Standing, read_ahead_bytes, stand_aside
+from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
 from dask_belief.data.batches import mini_batches, n_batches
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
@@ -25,7 +25,7 @@ from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.courier import Courier
 from dask_belief.downpour.lease_book import RowLease
 from dask_belief.downpour.ledger import LeaseReport
-from dask_belief.errors import ActorLostError, CallTimeoutError, DaskBeliefError, NonFiniteError, ReplicaError
+from dask_belief.errors import DaskBeliefError, NonFiniteError, ReplicaError
 from dask_belief.objective import Objective, penalised_of
 from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.executor import PlainExecutor
@@ -70,19 +70,7 @@ def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
     str
         Why it ended.
     """
-    standing = stand_aside()
-    backend = get_backend(spec.backend)
-    backend.single_thread()
-    trainer = Trainer(spec, dataset, replica, standing)
-    try:
-        with backend.computing():
-            return trainer.run()
-    except (ActorLostError, CallTimeoutError) as error:
-        # The driver sees the same loss, and starts new replicas with new addresses.
-        logger.warning("%s ends: %s", replica, error)
-        return f"the server was lost: {error}"
-    finally:
-        trainer.close()
+    return live(replica, spec.backend, lambda standing: Trainer(spec, dataset, replica, standing))
 
 
 class Trainer:
@@ -115,8 +103,11 @@ class Trainer:
         asked = self._hub.ask()
         while not self._standing.should_end:
             lease = self._hub.answer(asked)
+            if self._report is not None and self._report.done():
+                # One that failed ends the replica, and its lease goes to another.
+                self._report.result()
             if isinstance(lease, Over):
-                return "the run is over"
+                return RUN_IS_OVER
             asked = self._hub.ask()
             if lease is not None:
                 self._train(lease)
@@ -150,6 +141,7 @@ class Trainer:
                 method.rule.apply(executor.parameters, executor.gradient, self._local_state, rate, self._backend)
             push = None
             if step % method.n_push == 0 or step == n_steps - 1:
+                self._require_finite(unit, step)
                 push = PushKey(key, pushed_to + 1, step)
                 pushed_to = step
         self._finish(push, LeaseReport(key, n_steps, unit.rows, loss_sum, n_rows))
@@ -193,6 +185,15 @@ class Trainer:
             self._backend.xp.multiply(self._executor.parameters, self._penalty, out=self._scratch)
             self._backend.add_(self._scratch, gradient)
         return loss
+
+    def _require_finite(self, unit: WorkUnit, step: int) -> None:
+        """Refuse to push what would spoil the shards; the square of a number that is not finite is not finite."""
+        if not math.isfinite(self._backend.item(self._backend.xp.dot(self._accrued, self._accrued))):
+            raise NonFiniteError(
+                f"the gradient is NaN, infinite or huge in mini-batch {step}, or since the push before it, of unit "
+                f"{unit.number} (rows {unit.start} to {unit.stop - 1}, shuffled). Look for NaN or huge values in these "
+                "rows (dataset.check(nan=True)), scale the inputs, or lower the learning rate."
+            )
 
     def _finish(self, push: PushKey | None, report: LeaseReport) -> None:
         """Send the lease's last push, and report the lease once every shard has applied it."""

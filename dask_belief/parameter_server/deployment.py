@@ -18,6 +18,8 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from dask_belief.cluster.actors import ActorAddress, ActorHost, Caller
+from dask_belief.cluster.futures import is_loss
+from dask_belief.cluster.hub import RUN_IS_OVER
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.membership import Joined, Lost, Membership
 from dask_belief.cluster.placement import place, replicas_to_start
@@ -39,7 +41,7 @@ from dask_belief.parameter_server.shard import Shard, ShardSpec
 logger = logging.getLogger(__name__)
 
 # A replica that ends while the run goes on, although its worker lives, is started again; but not for ever.
-_RESTARTS_PER_REPLICA = 3
+_RESTARTS_PER_WORKER = 3
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Deployment:
         All shards as one vector.
     changes
         Workers that joined or were lost since the driver last took them.
+    has_progressed
+        Whether any work was finished in this generation.
     """
 
     def __init__(self, client: Client, spec: DeploymentSpec, generation: int, membership: Membership) -> None:
@@ -104,14 +108,20 @@ class Deployment:
         self._client = client
         self._spec = spec
         self._membership = membership
+        self.has_progressed = False
         self._n_restarts = 0
+        self._is_over = False
         workers = membership.workers
         if not workers:
             raise NoWorkersError("the cluster has no worker left. Start workers and train again from the kept point.")
         prefix = f"{spec.run}-{generation}"
         self._host = ActorHost(client, prefix)
-        self.directory, self._hub = self._make_actors()
-        self._caller = Caller.of_client(client, {actor.worker for actor in self._actors})
+        try:
+            self.directory, self._hub = self._make_actors()
+            self._caller = Caller.of_client(client, {actor.worker for actor in self._actors})
+        except BaseException:
+            self._host.close()
+            raise
         self.server = ParameterServer(self.directory, self._caller)
         replica_spec = spec.replica_spec(self.directory, self._hub)
         self._pool = ReplicaPool(client, prefix, spec.replica, replica_spec, spec.dataset)
@@ -139,8 +149,15 @@ class Deployment:
         penalised = None if spec.penalised is None else spec.penalised[span.start : span.stop]
         return ShardSpec(self.generation, index, span, spec.n_parameters, spec.dtype, penalised, spec.rule)
 
+    def progressed(self) -> None:
+        """Note that work was finished: replicas that ended before count no more."""
+        self.has_progressed = True
+        self._n_restarts = 0
+
     def start_replicas(self) -> None:
         """Start the replicas that are missing."""
+        if self._is_over:
+            return
         counts = self._pool.by_worker
         for worker in replicas_to_start(self._membership.workers, counts, self._spec.n_replicas):
             if self._pool.start(worker) is None:
@@ -199,18 +216,21 @@ class Deployment:
         for ended in self._pool.ended():
             if isinstance(ended.error, DaskBeliefError):
                 raise ended.error
+            if ended.said == RUN_IS_OVER:
+                self._is_over = True
+                continue
             if ended.worker not in self._membership.workers:
                 continue
             self.ask("leave", ended.replica)
-            if isinstance(ended.error, Exception) and not _is_loss(ended.error):
+            if isinstance(ended.error, Exception) and not is_loss(ended.error):
                 raise ReplicaError(
                     f"{ended.replica} on {ended.worker} raised {type(ended.error).__name__}: {ended.error}."
                 ) from ended.error
             self._n_restarts += 1
-            if self._n_restarts > _RESTARTS_PER_REPLICA * max(1, len(self._membership.workers)):
+            if self._n_restarts > _RESTARTS_PER_WORKER * max(1, len(self._membership.workers)):
                 raise ClusterError(
-                    f"replicas ended {self._n_restarts} times although their workers live; the last one on "
-                    f"{ended.worker}. Look at the logs of the workers."
+                    f"replicas ended {self._n_restarts} times without any work finished in between, although their "
+                    f"workers live; the last on {ended.worker}: {ended.said or ended.error}. Look at the workers' logs."
                 )
 
     def close(self) -> None:
@@ -222,11 +242,6 @@ class Deployment:
                 )
         self._pool.stop()
         self._host.close()
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether an exception of a task only says that its worker went away."""
-    return type(error).__name__ in ("KilledWorker", "CancelledError", "FutureCancelledError", "NoValidWorkerError")
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dask_belief.binary_tree import Node, TreeSum
-from dask_belief.cluster.polling import Bell, Over
-from dask_belief.errors import StaleError
+from dask_belief.cluster.hub import Hub
 from dask_belief.sandblaster.unit_scheduler import Lease, UnitScheduler
 
 
@@ -68,7 +67,7 @@ class Status:
     kinds: tuple[str, ...]
 
 
-class Coordinator:
+class Coordinator(Hub):
     """One evaluation after another, unit by unit.
 
     Parameters
@@ -82,40 +81,19 @@ class Coordinator:
     """
 
     def __init__(self, generation: int, n_units: int, max_level: int) -> None:
-        self._generation = generation
+        super().__init__(generation)
         self._scheduler = UnitScheduler(n_units, max_level)
-        self._kinds: set[str] = set()
-        self._replicas: set[str] = set()
         self._faulty: set[int] = set()
         self._n_cached = 0
-        self._is_over = False
-        self._bell = Bell()
 
-    # For replicas.
-
-    async def hello(self, generation: int, replica: str, kind: str) -> None:
-        """Count a replica in."""
-        self._check(generation)
-        self._kinds.add(kind)
-        self._replicas.add(replica)
+    def _join(self, replica: str) -> None:
         self._scheduler.join(replica)
-        self._bell.ring()
 
-    async def next_lease(self, generation: int, replica: str, limit_seconds: float) -> Lease | Over | None:
-        """Give a lease as soon as there is one; None when the limit passes first."""
-        self._check(generation)
-        until = time.monotonic() + limit_seconds
-        # A replica that was counted out is not to take work by a question that it left open.
-        while not self._is_over and replica in self._replicas:
-            now = time.monotonic()
-            lease = self._scheduler.next_lease(replica, now)
-            if lease is not None:
-                return lease
-            if now >= until:
-                return None
-            # Woken by events, and now and then by the clock, since a lease may have become slow enough to copy.
-            await self._bell.wait(min(until - now, 0.25))
-        return Over()
+    def _leave(self, replica: str) -> None:
+        self._scheduler.leave(replica)
+
+    def _next_lease(self, replica: str, now: float) -> Lease | None:
+        return self._scheduler.next_lease(replica, now)
 
     async def report(self, generation: int, replica: str, report: Report) -> None:
         """Take a finished lease."""
@@ -124,8 +102,6 @@ class Coordinator:
             self._faulty.update(report.faulty)
             self._n_cached += report.was_cached
         self._bell.ring()
-
-    # For the driver.
 
     async def evaluate(self, generation: int, evaluation: int, limit_seconds: float) -> Status:
         """Open an evaluation, unless it is under way; give its status as soon as it is complete or the limit passes."""
@@ -147,23 +123,6 @@ class Coordinator:
             n_cached=self._n_cached,
             kinds=tuple(sorted(self._kinds)),
         )
-
-    async def leave(self, generation: int, replica: str) -> None:
-        """Count a replica out: its leases go to others."""
-        self._check(generation)
-        self._replicas.discard(replica)
-        self._scheduler.leave(replica)
-        self._bell.ring()
-
-    async def finish(self, generation: int) -> None:
-        """End the run: every replica that asks for work is told so."""
-        self._check(generation)
-        self._is_over = True
-        self._bell.ring()
-
-    def _check(self, generation: int) -> None:
-        if generation != self._generation:
-            raise StaleError(f"coordinator: generation {generation} was named, this is {self._generation}.")
 
 
 def _tree_total(losses: np.ndarray) -> float:

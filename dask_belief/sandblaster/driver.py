@@ -44,6 +44,7 @@ class SandblasterDriver:
         self._run = run
         self._method = method
         self._progress = Progress()
+        self._stop: Stop | None = None
         self._plan: UnitPlan = plan_units(
             facts.dataset.n_rows,
             facts.dataset.chunk_rows,
@@ -97,21 +98,31 @@ class SandblasterDriver:
     def _generation(self, deployment: Deployment) -> Outcome:
         run, method, progress = self._run, self._method, self._progress
         deployment.run(deployment.server.write(POINT, run.best))
-        deployment.start_replicas()
         batch = FullBatch(run, deployment, self._plan, method.l2, progress.evaluations)
         criteria = Criteria(method.gtol, method.ftol, method.max_iter, method.max_evaluations, method.max_seconds)
         minimiser = Minimiser(run, deployment, batch, criteria, method.history_size, progress)
-        try:
-            stop = minimiser.minimise()
-        except KeyboardInterrupt:
-            logger.warning("interrupted: the best point is kept")
-            stop = Stop(StopReason.INTERRUPTED, {"iteration": float(progress.iteration)})
-        run.keep(deployment, POINT, is_final=True)
+        if self._stop is None:
+            # Otherwise the former generation was lost after the end, and only validation is left.
+            deployment.start_replicas()
+            self._stop = self._minimise(minimiser, deployment)
+        is_validated = self._stop.reason is not StopReason.INTERRUPTED
         return Outcome(
             parameters=run.best,
             loss=progress.value,
-            stop=stop,
+            stop=self._stop,
             passes=float(progress.evaluations),
             repeatable=run.is_repeatable and method.max_seconds is None,
-            validation=minimiser.validate(),
+            validation=minimiser.validate() if is_validated else {},
         )
+
+    def _minimise(self, minimiser: Minimiser, deployment: Deployment) -> Stop:
+        """Train to the end, and copy the last point to the driver; an interrupt goes back to the last point copied."""
+        try:
+            stop = minimiser.minimise()
+            self._run.keep(deployment, POINT, is_final=True)
+            self._progress.keep()
+        except KeyboardInterrupt:
+            logger.warning("interrupted: the last point that was kept is the result")
+            self._progress.go_back()
+            stop = Stop(StopReason.INTERRUPTED, {"iteration": float(self._progress.iteration)})
+        return stop

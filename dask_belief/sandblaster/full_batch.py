@@ -128,6 +128,8 @@ class FullBatch:
             self._run.poll_validation()
             now = time.monotonic()
             if status.n_done != n_done:
+                if status.n_done > max(n_done, 0):
+                    self._deployment.progressed()
                 n_done, self._last_progress = status.n_done, now
             if status.loss is not None:
                 return status
@@ -142,6 +144,6 @@ class FullBatch:
         where = ", ".join(f"unit {unit.number} (rows {unit.start} to {unit.stop - 1})" for unit in units) or "the sum"
         more = f" and {len(status.faulty) - 3} more" if len(status.faulty) > 3 else ""
         return (
-            f"the loss or gradient at the initial parameters is NaN or infinite in {where}{more}. Look for NaN or huge "
-            "values in these rows (dataset.check(nan=True)), scale the inputs, or start from smaller parameters."
+            f"the loss or gradient at the start is NaN or infinite in {where}{more}. Look for NaN or huge values in "
+            "these rows (dataset.check(nan=True)), scale the inputs, or start from smaller parameters."
         )

@@ -9,15 +9,15 @@ import numpy as np
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import ActorAddress, Caller
-from dask_belief.cluster.hub import Asked, HubLine
+from dask_belief.cluster.hub import RUN_IS_OVER, Over
+from dask_belief.cluster.hub_line import Asked, HubLine
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.polling import Over
-from dask_belief.cluster.replicas import Standing, read_ahead_bytes, stand_aside
+from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
 from dask_belief.data.cache import UnitCache
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.units import UnitPlan, WorkUnit
-from dask_belief.errors import ActorLostError, CallTimeoutError, DaskBeliefError, ReplicaError, StaleError
+from dask_belief.errors import DaskBeliefError, ReplicaError, StaleError
 from dask_belief.objective import Objective
 from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.executor import PlainExecutor, blocks
@@ -66,19 +66,7 @@ def sandblaster_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> st
     str
         Why it ended.
     """
-    standing = stand_aside()
-    backend = get_backend(spec.backend)
-    backend.single_thread()
-    evaluator = Evaluator(spec, dataset, replica, standing)
-    try:
-        with backend.computing():
-            return evaluator.run()
-    except (ActorLostError, CallTimeoutError) as error:
-        # The driver sees the same loss, and starts new replicas with new addresses.
-        logger.warning("%s ends: %s", replica, error)
-        return f"the server was lost: {error}"
-    finally:
-        evaluator.close()
+    return live(replica, spec.backend, lambda standing: Evaluator(spec, dataset, replica, standing))
 
 
 class Evaluator:
@@ -111,8 +99,9 @@ class Evaluator:
         asked = self._hub.ask()
         while not self._standing.should_end:
             answer = self._hub.answer(asked)
+            self._settle()
             if isinstance(answer, Over):
-                return "the run is over"
+                return RUN_IS_OVER
             asked = self._process(answer) if answer is not None else self._hub.ask()
         return "cancelled, or the coordinator was silent"
 
@@ -125,7 +114,6 @@ class Evaluator:
         n_units = len(self._spec.plan)
         units = [self._spec.plan[number] for number in lease.node.leaves(n_units)]
         hits = self._cache.stats.hits
-        self._prefetcher.schedule(units)
         asked: Asked | None = None
         losses: list[float] = []
         faulty: list[int] = []
@@ -134,6 +122,9 @@ class Evaluator:
                 self._executor.fetch(lease.evaluation)
                 self._fetched = lease.evaluation
             for unit in units:
+                if self._standing.should_end:
+                    self._executor.drop_sum()
+                    return asked or self._hub.ask()
                 if unit is units[-1]:
                     asked = self._hub.ask()
                 losses.append(self._compute(unit))
@@ -143,6 +134,7 @@ class Evaluator:
         except StaleError:
             # The evaluation was completed by others, or given up, since the lease was handed out.
             self._executor.drop_sum()
+            self._prefetcher.drop()
             return asked or self._hub.ask()
         report = Report(lease, np.array(losses), tuple(faulty), self._cache.stats.hits - hits)
         self._deliver(report)
@@ -167,8 +159,14 @@ class Evaluator:
         """Push the sum of a lease and report it, while the replica goes on."""
         pushed = self._executor.push_sum(report.lease.evaluation, report.lease.node)
         self._deliveries.append(self._hub.report_after(pushed, report))
-        while len(self._deliveries) > _DELIVERIES_IN_FLIGHT or (self._deliveries and self._deliveries[0].done()):
+        while len(self._deliveries) > _DELIVERIES_IN_FLIGHT:
             self._deliveries.pop(0).result(2 * LIMITS.call_seconds)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let go of deliveries that are through; one that failed ends the replica, and its lease goes to another."""
+        while self._deliveries and self._deliveries[0].done():
+            self._deliveries.pop(0).result()
 
     def _read(self, unit: WorkUnit) -> Batch:
         return self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))

@@ -86,7 +86,7 @@ def test_ended_replica_is_told_once(client: Client, workers: list[str]) -> None:
     pool = pool_of(client, "ended")
     pool.start(workers[1])
     GO_ON.set()
-    assert poll_ended(pool, 1) == [Ended("replica-0", workers[1], None)]
+    assert poll_ended(pool, 1) == [Ended("replica-0", workers[1], None, "over")]
     assert pool.ended() == []
     assert len(pool) == 0
     assert pool.start(workers[0]) == "replica-1"
@@ -138,7 +138,8 @@ def test_replicas_of_a_lost_worker_are_forgotten(own_client: Client) -> None:
     assert pool.lose(gone) == []
     assert pool.by_worker == Counter({stays: 1})
     GO_ON.set()
-    assert poll_ended(pool, 1) == [Ended("replica-1", stays, None)]
+    assert poll_ended(pool, 1) == [Ended("replica-1", stays, None, "over")]
+    pool.stop()
     eventually(lambda: not own_client.cluster.scheduler.tasks)
 
 
@@ -156,16 +157,18 @@ def test_start_on_a_worker_that_just_left(own_client: Client) -> None:
 
 
 def test_silence_ends_a_replica(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When its hub has been silent for too long; a word from it counts from then on."""
+    """When its hub has left a question unanswered for too long; what the replica computes meanwhile is no silence."""
     monkeypatch.setattr(replicas_module, "LIMITS", Limits(silence_seconds=0.2))
 
     def task() -> tuple[bool, bool, bool]:
         standing = stand_aside()
-        at_first = standing.should_end
+        time.sleep(0.25)
+        unasked = standing.should_end
+        standing.listen()
         time.sleep(0.25)
         silent = standing.should_end
         standing.heard()
-        return at_first, silent, standing.should_end
+        return unasked, silent, standing.should_end
 
     assert client.submit(task, pure=False).result(10) == (False, True, False)
 

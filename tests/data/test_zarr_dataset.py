@@ -37,6 +37,7 @@ def store_of(inputs, targets, chunks=(CHUNK, CHUNK), zarr_format=3, **arrays):
     for name, rows, chunk in (("inputs", inputs, chunks[0]), ("targets", targets, chunks[1])):
         if rows is not None:
             shape = chunk if isinstance(chunk, tuple) else (chunk, *rows.shape[1:])
+            shape = tuple(max(size, 1) for size in shape)  # newer versions of Zarr refuse chunks of no length
             array = group.create_array(name, shape=rows.shape, chunks=shape, dtype=rows.dtype, **arrays)
             array[...] = rows
     return store

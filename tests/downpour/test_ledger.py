@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dask_belief.cluster.polling import Over
+from dask_belief.cluster.hub import Over
 from dask_belief.downpour.lease_book import BookState, RowLease
 from dask_belief.downpour.ledger import LeaseReport, Ledger
 from dask_belief.errors import StaleError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from distributed import Client
 
 import dask_belief as db
+from dask_belief.cluster.actors import Caller
 from dask_belief.data.batches import mini_batches
 from dask_belief.downpour.driver import plan_leases
 from dask_belief.monitoring.events import DownpourProgressed
@@ -135,3 +137,69 @@ def test_a_run_leaves_nothing_on_the_cluster(two_workers: Client, store: Path, n
 
     eventually(lambda: two_workers.run_on_scheduler(remaining) == 0)
     assert not two_workers.who_has()
+
+
+def test_a_driver_that_is_busy_at_the_end_loses_nothing(connect, store: Path, network: db.Network) -> None:
+    """Replicas that ended because the run is over are not started again, however late the driver looks."""
+
+    def dawdle(event: object) -> None:
+        if isinstance(event, DownpourProgressed):
+            threading.Event().wait(0.3)
+
+    method = db.Downpour(n_replicas=4, epochs=2, batch_size=10)
+    with connect(1) as client:
+        result = db.train(network, store, method, client=client, callbacks=[dawdle], progress=False)
+    assert result.stop.reason is db.StopReason.EPOCHS_DONE
+    assert result.passes == 2.0
+
+
+def test_a_report_that_is_lost_does_not_hold_up_the_run(connect, store: Path, network, monkeypatch) -> None:
+    """A replica whose report failed ends; the lease goes to the next, which has nothing left to do in it."""
+    call = Caller.call
+    failed: list[object] = []
+
+    async def fail_once(self, actor, method, *arguments, **options):
+        if method == "report" and not failed:
+            failed.append(arguments)
+            raise db.CallTimeoutError("planted")
+        return await call(self, actor, method, *arguments, **options)
+
+    monkeypatch.setattr(Caller, "call", fail_once)
+    with connect(1) as client:
+        result = db.train(network, store, db.Downpour(n_replicas=1, epochs=1), client=client, progress=False)
+    assert failed
+    assert result.stop.reason is db.StopReason.EPOCHS_DONE
+    assert result.passes == 1.0
+    assert not result.repeatable
+
+
+class Spoilt:
+    """Least squares whose gradient is NaN for one row, although its loss is not."""
+
+    n_parameters = 10
+
+    def initial_parameters(self, seed: int) -> np.ndarray:
+        return np.zeros(10)
+
+    def loss_and_gradient(self, parameters, inputs, targets):
+        residual = inputs @ parameters - targets
+        weights = np.where(targets == 7.0, np.nan, 1.0)
+        return 0.5 * float(residual @ residual), inputs.T @ (residual * weights)
+
+
+def test_a_gradient_that_is_nan_never_reaches_the_shards(connect) -> None:
+    """It ends the run by an error that names the rows, and the parameters that are kept are finite."""
+    inputs, targets = stream(3, "rows").normal(size=(2000, 10)), np.zeros(2000)
+    targets[1234] = 7.0
+    data = db.ArrayDataset(inputs, targets, chunk_rows=100)
+    with connect(1) as client, pytest.raises(db.NonFiniteError, match=r"gradient .* unit \d+ \(rows") as caught:
+        db.train(Spoilt(), data, db.Downpour(rule=db.SGD(0.01), n_replicas=1), client=client, progress=False)
+    assert np.isfinite(caught.value.kept_parameters).all()
+
+
+def test_leases_keep_within_bytes_and_hold_a_whole_mini_batch() -> None:
+    """Rows of images do not make leases of gigabytes, and small chunks do not make small mini-batches."""
+    images = plan_leases(1_000_000, 100, 600_000, 1000, batch_size=100, lease_rows=None)
+    assert images.largest_rows * 600_000 <= 64 * 2**20
+    small = plan_leases(1000, 32, 40, 1000, batch_size=100, lease_rows=None)
+    assert small.largest_rows >= 96

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ def refused(two_workers: Client):
     def call(error: type[Exception], *arguments, **options) -> str:
         events: list[object] = []
         with pytest.raises(error) as caught:
-            db.train(*arguments, client=two_workers, callbacks=[events.append], progress=False, **options)
+            options = {"callbacks": [events.append], "progress": False} | options
+            db.train(*arguments, client=two_workers, **options)
         assert not any(isinstance(event, RunStarted) for event in events)
         return str(caught.value)
 
@@ -71,7 +73,10 @@ def test_validation_rows_are_checked_too(refused, store: Path, network: db.Netwo
         ({"seed": -1}, "seed"),
         ({"initial": np.zeros(3)}, "initial"),
         ({"initial": np.full(244, np.nan)}, "initial"),
-        ({"backend": "abacus"}, "name"),
+        ({"backend": "abacus"}, "backend"),
+        ({"initial": "zeros"}, "initial"),
+        ({"callbacks": None}, "callbacks"),
+        ({"progress": 3}, "progress"),
     ],
     ids=str,
 )
@@ -84,6 +89,32 @@ def test_something_else_as_method_or_objective(refused, store: Path, network: db
     """A method and an objective are told from what is neither."""
     assert refused(db.ArgumentError, network, store, "L-BFGS").startswith("method: ")
     assert "loss_and_gradient" in refused(db.ArgumentError, object(), store, db.Sandblaster())
+    assert "class Network" in refused(db.ArgumentError, db.Network, store, db.Sandblaster())
+
+
+def test_an_objective_that_cannot_travel(refused, store: Path, network: db.Network) -> None:
+    """What cannot be pickled is refused before anything is made on the cluster."""
+
+    class Locked:
+        n_parameters = 1
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def initial_parameters(self, seed: int) -> np.ndarray:
+            return np.zeros(1)
+
+        def loss_and_gradient(self, parameters, inputs, targets):
+            return 0.0, np.zeros(1)
+
+    assert refused(db.ArgumentError, Locked(), store, db.Sandblaster()).startswith(
+        "objective: Locked cannot be pickled"
+    )
+
+
+def test_inputs_without_targets(refused, network: db.Network) -> None:
+    """One array is not a data set."""
+    assert "targets are missing" in refused(db.ArgumentError, network, np.zeros((5, 10)), db.Sandblaster())
 
 
 @pytest.mark.parametrize("kind", [db.Sandblaster, db.Downpour])

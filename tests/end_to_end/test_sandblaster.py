@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from distributed import Client
 from scipy.optimize import minimize
 
 import dask_belief as db
+from dask_belief.cluster import replicas
+from dask_belief.cluster.actors import Caller
+from dask_belief.cluster.limits import Limits
 from dask_belief.monitoring.events import IterationEnded, RunStarted, Stopped, Validated
 from tests.small_cluster import eventually
 
@@ -107,7 +111,9 @@ def test_an_interrupt_ends_the_run_with_the_point_found(two_workers: Client, sto
     method = db.Sandblaster(max_iter=50)
     result = db.train(network, store, method, client=two_workers, callbacks=[interrupt], progress=False)
     assert result.stop.reason is db.StopReason.INTERRUPTED
-    assert result.loss == result.history["loss"][-1]
+    inputs, targets = db.ZarrDataset(store).read(0, 3000)
+    loss, _ = network.loss_and_gradient(result.parameters, inputs, targets)
+    assert result.loss == pytest.approx(loss / 3000, rel=1e-6)
     eventually(lambda: not two_workers.who_has())
 
 
@@ -164,3 +170,58 @@ def test_goes_on_from_the_result_of_another_run(two_workers: Client, store: Path
     first = db.train(network, store, db.Sandblaster(max_iter=5), client=two_workers, progress=False)
     second = db.train(network, store, db.Sandblaster(max_iter=5), client=two_workers, initial=first, progress=False)
     assert second.history["loss"][0] < first.loss
+
+
+def test_an_error_of_a_callback_keeps_the_best_point(two_workers: Client, store: Path, network: db.Network) -> None:
+    """What a callback raises goes through, with the parameters found so far, and leaves nothing on the cluster."""
+
+    def fail(event: object) -> None:
+        if isinstance(event, IterationEnded) and event.iteration == 3:
+            raise ZeroDivisionError("in a callback")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        db.train(network, store, db.Sandblaster(), client=two_workers, callbacks=[fail], progress=False)
+    assert caught.value.kept_parameters.shape == (network.n_parameters,)
+    eventually(lambda: not two_workers.who_has())
+
+
+def test_a_report_that_is_lost_does_not_hold_up_the_run(connect, store: Path, network, monkeypatch) -> None:
+    """A replica whose delivery failed ends, and its units go to the next, in the middle of an evaluation."""
+    call = Caller.call
+    failed: list[object] = []
+
+    async def fail_once(self, actor, method, *arguments, **options):
+        if method == "report" and not failed:
+            failed.append(arguments)
+            raise db.CallTimeoutError("planted")
+        return await call(self, actor, method, *arguments, **options)
+
+    monkeypatch.setattr(Caller, "call", fail_once)
+    with connect(1) as client:
+        result = db.train(network, store, db.Sandblaster(max_iter=3), client=client, progress=False)
+    assert failed
+    assert result.stop.reason is db.StopReason.MAX_ITERATIONS
+
+
+def test_long_leases_are_no_silence(connect, store: Path, network: db.Network, monkeypatch) -> None:
+    """A replica that computes for longer than its hub may be silent goes on computing."""
+    monkeypatch.setattr(replicas, "LIMITS", Limits(silence_seconds=0.05))
+    slow = SlowNetwork(network)
+    with connect(1) as client:
+        result = db.train(slow, store, db.Sandblaster(max_iter=1, unit_rows=3000), client=client, progress=False)
+    assert result.stop.reason is db.StopReason.MAX_ITERATIONS
+
+
+class SlowNetwork:
+    """Takes longer for a unit than the limit that a test sets."""
+
+    def __init__(self, network: db.Network) -> None:
+        self.network = network
+        self.n_parameters = network.n_parameters
+
+    def initial_parameters(self, seed: int) -> np.ndarray:
+        return self.network.initial_parameters(seed)
+
+    def loss_and_gradient(self, parameters, inputs, targets):
+        threading.Event().wait(0.1)
+        return self.network.loss_and_gradient(parameters, inputs, targets)

@@ -54,6 +54,8 @@ class LocalDeployment:
         The commands of each round of messages to the shards, in order.
     n_watched
         How often the cluster was looked after.
+    n_progressed
+        How often it was noted that work was finished.
     statuses
         What the coordinator answers before the evaluation is done.
     """
@@ -61,6 +63,7 @@ class LocalDeployment:
     def __init__(self, actors: LocalActors, facts: Facts, plan: UnitPlan, n_shards: int, penalised: Any) -> None:
         self.rounds: list[tuple[Command, ...]] = []
         self.n_watched = 0
+        self.n_progressed = 0
         self.statuses: list[Status] = []
         self.changes: list[Any] = []
         self._caller = actors.caller
@@ -98,6 +101,9 @@ class LocalDeployment:
 
     def watch(self) -> None:
         self.n_watched += 1
+
+    def progressed(self) -> None:
+        self.n_progressed += 1
 
     def vector(self, name: str) -> np.ndarray:
         """A vector of the shards."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dask_belief.binary_tree import Node
-from dask_belief.cluster.polling import Over
+from dask_belief.cluster.hub import Over
 from dask_belief.errors import StaleError
 from dask_belief.sandblaster.coordinator import Coordinator, Report
 from dask_belief.sandblaster.unit_scheduler import Lease

@@ -182,6 +182,8 @@ def test_units_that_are_finished_now_and_then_are_progress(clock: Clock) -> None
         patient(scene, clock, [0, 0, 0, 1, 1, 1, 2, 2, 2])
         assert scene.batch.finish(POINT, "g").gradient_norm > 0
         assert clock.now > 3 * LIMITS.no_progress_seconds
+        # When the first unit was finished, and when the second was.
+        assert scene.deployment.n_progressed == 2
 
 
 def test_no_progress_is_an_error_after_the_limit(clock: Clock) -> None:

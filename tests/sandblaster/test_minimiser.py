@@ -17,6 +17,7 @@ from dask_belief.optim.lbfgs import GRADIENT, CurvatureMemory
 from dask_belief.optim.stopping import Criteria, Stop, StopReason
 from dask_belief.parameter_server.messages import BeginSum, Combine, Command, Dot
 from dask_belief.parameter_server.ranges import BLOCK
+from dask_belief.sandblaster import minimiser as minimiser_module
 from dask_belief.sandblaster.minimiser import DIRECTION, POINT, TRIAL, Minimiser, Progress
 from dask_belief.seeds import stream
 from tests.optim.minimise import minimise, problems, rosenbrock
@@ -297,6 +298,36 @@ def test_run_goes_on_after_a_step_that_was_not_finite() -> None:
     with LocalRun(walled, np.array([-50.0, 0.0, 0.5])) as scene:
         assert minimiser(scene).minimise().reason is StopReason.GRADIENT_SMALL
     np.testing.assert_allclose(scene.run.best, 1.0, atol=1e-7)
+
+
+class Overreaching:
+    """A line search that tries a far step after a good one, and comes back."""
+
+    succeeded = True
+
+    def __init__(self, options: object, value: float, slope: float, first_step: float) -> None:
+        self.step = self.best_step = first_step
+        self.done = False
+
+    def tell(self, value: float, slope: float) -> None:
+        self.done = self.step != self.best_step
+        self.step = 10 * self.best_step
+
+
+def test_best_trial_is_gone_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the last one was not the best: point, gradient and value are those of the step that is told."""
+    monkeypatch.setattr(minimiser_module, "LineSearch", Overreaching)
+    function = bowl(np.geomspace(1, 10, 5))
+    with LocalRun(function, np.zeros(5)) as scene:
+        progress = Progress()
+        minimiser(scene, Criteria(max_iter=1), progress=progress).minimise()
+        [event] = scene.of_kind(IterationEnded)
+        point, gradient = scene.deployment.vector(POINT), scene.deployment.vector(GRADIENT)
+    np.testing.assert_allclose(point, -event.step * function(np.zeros(5))[1], rtol=1e-14)
+    np.testing.assert_allclose(gradient, function(point)[1], rtol=1e-14)
+    assert event.loss == progress.value == pytest.approx(function(point)[0], rel=1e-14)
+    # The first point, two trials, and the better of them again.
+    assert event.evaluations == 4
 
 
 def test_pair_without_curvature_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import dask_belief as db
+from pipelines.tabular import prepare as prepare_module
 from pipelines.tabular.columns import is_late
 from pipelines.tabular.prepare import find_sources, prepare, split, with_weather
 from tests.pipelines.tabular.fakes import SEED
@@ -101,6 +103,44 @@ def test_damaged_stores_are_made_again(sources: dict[str, Path], tmp_path: Path,
     assert not again.reused
     assert again.rows == first.rows
     assert db.ZarrDataset(again.test).n_rows == first.rows["test"]
+
+
+def test_stores_of_another_version_are_made_again(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that gives other numbers goes by another version, and does not take what the former one wrote."""
+    first = prepare(tmp_path / "out", seed=SEED, max_rows=800)
+    monkeypatch.setattr(prepare_module, "VERSION", prepare_module.VERSION + 1)
+    second = prepare(tmp_path / "out", seed=SEED, max_rows=800)
+    assert not second.reused
+    assert second.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+def test_call_that_broke_off_leaves_nothing_to_reuse(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Its stores are made again, whether it wrote them for the first time or, with another seed, over whole ones."""
+    folder = tmp_path / "out"
+    if seed != SEED:
+        prepare(folder, seed=SEED, max_rows=800)
+    write = db.write_dataset
+
+    def break_off(path: Path, *arguments: Any, **options: Any) -> object:
+        if path.name == "validation.zarr":
+            raise KeyboardInterrupt
+        return write(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "write_dataset", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, seed=seed, max_rows=800)
+    again, whole = prepare(folder, seed=SEED, max_rows=800), prepare(tmp_path / "whole", seed=SEED, max_rows=800)
+    assert not again.reused
+    for store, other in ((again.train, whole.train), (again.validation, whole.validation), (again.test, whole.test)):
+        n_rows = db.ZarrDataset(other).n_rows
+        for found, expected in zip(*(db.ZarrDataset(path).read(0, n_rows) for path in (store, other)), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_tables_of_the_package_are_there() -> None:

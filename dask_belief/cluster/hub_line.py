@@ -1,0 +1,99 @@
+"""How a replica talks to its hub, the coordinator or ledger: it asks for leases ahead, and reports when they are done.
+
+A question for work is held open by the hub until there is some, with a limit; a replica that hears nothing for long
+ends by itself (`Standing`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+from dask_belief.cluster.actors import ActorAddress, Caller
+from dask_belief.cluster.hub import Over
+from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.replicas import Standing
+from dask_belief.errors import CallTimeoutError, StaleError
+
+Asked = concurrent.futures.Future[Any]
+"""A question for work that is under way; it ends with a lease, `Over`, or None."""
+
+
+class HubLine:
+    """One replica's line to its hub.
+
+    Parameters
+    ----------
+    hub, generation
+        The hub's address, and the generation of the run.
+    replica, standing, caller
+        The replica's name, its standing as a Dask task, and the way to actors.
+    on_lease
+        Called with each lease as soon as it arrives, on the event loop: to read its data ahead.
+    """
+
+    def __init__(
+        self,
+        hub: ActorAddress,
+        generation: int,
+        replica: str,
+        standing: Standing,
+        caller: Caller,
+        on_lease: Callable[[Any], None],
+    ) -> None:
+        self._hub = hub
+        self._generation = generation
+        self._replica = replica
+        self._standing = standing
+        self._caller = caller
+        self._on_lease = on_lease
+
+    def hello(self, kind: str) -> None:
+        """Count this replica in; `kind` is what decides the last bits of its results."""
+        self._caller.run(self._caller.call(self._hub, "hello", self._generation, self._replica, kind))
+
+    def ask(self) -> Asked:
+        """Begin to ask for a lease."""
+        self._standing.listen()
+        return self._caller.start(self._question())
+
+    async def _question(self) -> Any:
+        answer = await self._caller.call(self._hub, "next_lease", self._generation, self._replica, LIMITS.poll_seconds)
+        self._standing.heard()
+        if answer is not None and not isinstance(answer, Over):
+            # Before the replica can see the lease: what it has taken already must not be read once more.
+            self._on_lease(answer)
+        return answer
+
+    def answer(self, asked: Asked) -> Any:
+        """Wait for the answer: a lease, `Over`, or None when there is no work at this moment.
+
+        Raises
+        ------
+        CallTimeoutError, ActorLostError
+            When the hub does not answer.
+        """
+        limit_seconds = LIMITS.poll_seconds + LIMITS.call_seconds + 5.0
+        try:
+            return asked.result(limit_seconds)
+        except concurrent.futures.TimeoutError as error:
+            if asked.done():
+                raise
+            raise CallTimeoutError(f"{self._hub.name} gave no answer within {limit_seconds:g} seconds.") from error
+
+    def report_after(self, sent: concurrent.futures.Future[Any] | None, report: object) -> Asked:
+        """Begin to report a lease, once the push that belongs to it is through.
+
+        A push that is refused as stale is no longer wanted, nor is its report: others did the work.
+        """
+        return self._caller.start(self._report(sent, report))
+
+    async def _report(self, sent: concurrent.futures.Future[Any] | None, report: object) -> None:
+        if sent is not None:
+            try:
+                await asyncio.wrap_future(sent)
+            except StaleError:
+                return
+        await self._caller.call(self._hub, "report", self._generation, self._replica, report)
