@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import math
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.downpour.config import Downpour
-from dask_belief.downpour.courier import Courier
+from dask_belief.downpour.executor import PlainStepExecutor
 from dask_belief.downpour.lease_book import RowLease
 from dask_belief.downpour.ledger import LeaseReport
 from dask_belief.errors import DaskBeliefError, NonFiniteError, ReplicaError
-from dask_belief.objective import Objective, penalised_of
+from dask_belief.objective import Objective
 from dask_belief.parameter_server.client import Directory
-from dask_belief.parameter_server.executor import PlainExecutor
+from dask_belief.parameter_server.executor import StepExecutor
 from dask_belief.parameter_server.messages import LeaseKey, PushKey
 from dask_belief.seeds import stream
 
@@ -83,23 +82,18 @@ class Trainer:
         self._standing = standing
         self._caller = Caller.of_worker(standing.worker)
         self._backend = get_backend(spec.backend)
-        self._executor = PlainExecutor(spec.objective, spec.directory, self._caller, self._backend)
-        self._courier = Courier(self._executor.server, self._caller, self._backend)
+        self._executor: StepExecutor = PlainStepExecutor(
+            spec.objective, spec.directory, self._caller, self._backend, spec.method
+        )
         self._prefetcher = Prefetcher(self._read, ready_bytes=read_ahead_bytes(standing))
         generation = spec.directory.generation
         self._hub = HubLine(spec.ledger, generation, replica, standing, self._caller, self._read_ahead)
-        self._penalty = self._penalty_weights()
-        self._accrued = self._backend.zeros((spec.directory.n_parameters,), spec.directory.dtype)
-        self._scratch = self._backend.empty((spec.directory.n_parameters,), spec.directory.dtype)
-        self._local_state = spec.method.rule.init(self._executor.parameters)
         self._report: Asked | None = None
-        # A local step that the next fetch overwrites before it is used is not worth making.
-        self._is_local_step_seen = not (spec.method.n_fetch == 1 and spec.method.fetch_lag <= 1)
 
     def run(self) -> str:
         """Ask for leases and train on them."""
         self._hub.hello(self._backend.kind())
-        self._courier.send(None, None, effective_step=0)
+        self._executor.exchange(None, effective_step=0)
         asked = self._hub.ask()
         while not self._standing.should_end:
             lease = self._hub.answer(asked)
@@ -131,14 +125,11 @@ class Trainer:
             if self._standing.should_end:
                 return
             should_fetch = step % method.n_fetch == 0 or step == first
-            self._exchange(push, step + method.fetch_lag if should_fetch else None)
-            self._take_effect(step)
+            executor.exchange(push, step + method.fetch_lag if should_fetch else None)
+            executor.take_effect(step)
             loss_sum += self._compute(x, y, unit, step)
             n_rows += len(x)
-            self._backend.add_(executor.take_gradient(), self._accrued)
-            if self._is_local_step_seen:
-                rate = method.rule.learning_rate
-                method.rule.apply(executor.parameters, executor.gradient, self._local_state, rate, self._backend)
+            executor.accrue(len(x))
             push = None
             if step % method.n_push == 0 or step == n_steps - 1:
                 self._require_finite(unit, step)
@@ -146,24 +137,8 @@ class Trainer:
                 pushed_to = step
         self._finish(push, LeaseReport(key, n_steps, unit.rows, loss_sum, n_rows))
 
-    def _exchange(self, push: PushKey | None, effective_step: int | None) -> concurrent.futures.Future[int] | None:
-        """Send what is due: a push of all that has accrued, a fetch, or both in one message."""
-        if push is None and effective_step is None:
-            return None
-        accrued = self._accrued if push is not None else None
-        sent = self._courier.send(push, accrued, effective_step)
-        if push is not None:
-            self._accrued[:] = 0
-        return sent
-
-    def _take_effect(self, step: float) -> None:
-        """Use the fetched parameters that take effect at `step`."""
-        fetched = self._courier.arrived(step)
-        if fetched is not None:
-            self._courier.give_back(self._executor.use(fetched))
-
     def _compute(self, x: Any, y: Any, unit: WorkUnit, step: int) -> float:
-        """The loss sum of a mini-batch; the executor then holds the gradient of its mean, the penalty's included."""
+        """The loss sum of a mini-batch, whose gradient the executor then holds."""
         try:
             loss = self._executor.compute(x, y)
         except DaskBeliefError:
@@ -179,16 +154,11 @@ class Trainer:
                 " shuffled). Look for NaN or huge values in these rows (dataset.check(nan=True)), scale the inputs, or "
                 "lower the learning rate."
             )
-        gradient = self._executor.gradient
-        self._backend.scale_(1.0 / len(x), gradient)
-        if self._penalty is not None:
-            self._backend.xp.multiply(self._executor.parameters, self._penalty, out=self._scratch)
-            self._backend.add_(self._scratch, gradient)
         return loss
 
     def _require_finite(self, unit: WorkUnit, step: int) -> None:
-        """Refuse to push what would spoil the shards; the square of a number that is not finite is not finite."""
-        if not math.isfinite(self._backend.item(self._backend.xp.dot(self._accrued, self._accrued))):
+        """Refuse to push what would spoil the shards."""
+        if not self._executor.accrued_is_finite():
             raise NonFiniteError(
                 f"the gradient is NaN, infinite or huge in mini-batch {step}, or since the push before it, of unit "
                 f"{unit.number} (rows {unit.start} to {unit.stop - 1}, shuffled). Look for NaN or huge values in these "
@@ -200,20 +170,9 @@ class Trainer:
         if self._report is not None:
             self._report.result(2 * LIMITS.call_seconds)
         # What was fetched within the lease takes effect at its end at the latest.
-        sent = self._exchange(push, None)
+        sent = self._executor.exchange(push, None)
         self._report = self._hub.report_after(sent, report)
-        self._take_effect(math.inf)
-
-    def _penalty_weights(self) -> Vector | None:
-        if self._method.l2 == 0.0:
-            return None
-        mask = penalised_of(self._spec.objective)
-        n_parameters, dtype = self._spec.directory.n_parameters, self._spec.directory.dtype
-        weights = np.full(n_parameters, self._method.l2, dtype)
-        if mask is not None:
-            weights *= mask
-        penalty: Vector = self._backend.asarray(weights)
-        return penalty
+        self._executor.take_effect(math.inf)
 
     def _read(self, unit: WorkUnit) -> tuple[np.ndarray, np.ndarray]:
         return self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))

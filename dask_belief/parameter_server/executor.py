@@ -1,8 +1,8 @@
 """The seam between a method and a model: fetch, compute, push.
 
-A replica of either method never holds the model itself: it tells an executor what to do. The plain executor below
-does it with one flat vector and the objective; a partitioned one passes the same words on to its pieces, each of
-which talks to its own shards.
+A replica of either method never holds the model itself: it tells an executor what to do. The plain executors (below,
+and `dask_belief.downpour.executor`) do it with one flat vector and the objective; a partitioned one passes the same
+words on to its pieces, each of which talks to its own shards.
 """
 
 from __future__ import annotations
@@ -20,25 +20,54 @@ from dask_belief.binary_tree import Node, TreeSum
 from dask_belief.cluster.actors import Caller
 from dask_belief.objective import Gradients, Objective
 from dask_belief.parameter_server.client import Directory, ParameterServer
-from dask_belief.parameter_server.messages import LeaseKey
+from dask_belief.parameter_server.messages import LeaseKey, PushKey
 
 Vector = NDArray[np.floating]
 
 
 class Executor(Protocol):
-    """What a replica may tell the model to do; each word costs the same few messages whatever the model's size."""
-
-    def fetch(self, evaluation: int) -> None:
-        """Bring the parameters of an evaluation (Sandblaster)."""
+    """What both methods tell the model to do; each word costs the same few messages whatever the model's size."""
 
     def compute(self, inputs: Any, targets: Any) -> float:
         """Find the gradient sum of some rows, kept inside until it is added or accrued; gives the loss sum."""
 
+    def gradient_is_finite(self) -> bool:
+        """Whether the gradient found so far holds neither NaN nor infinity."""
+
+
+class BatchExecutor(Executor, Protocol):
+    """What Sandblaster tells the model to do: gradients of units, summed in a tree (Algorithm 1.2)."""
+
+    def fetch(self, evaluation: int) -> None:
+        """Bring the parameters of an evaluation."""
+
     def add(self, unit: int) -> None:
-        """Add what the last `compute` calls found, as unit number `unit`, to the sum of the lease (Sandblaster)."""
+        """Add what the last `compute` calls found, as unit number `unit`, to the sum of the lease."""
+
+    def drop_sum(self) -> None:
+        """Forget the sum of the lease."""
 
     def push_sum(self, evaluation: int, node: Node) -> concurrent.futures.Future[None]:
         """Begin to push the sum of the lease `node`, and open a new one."""
+
+
+class StepExecutor(Executor, Protocol):
+    """What Downpour tells the model to do: a step every mini-batch, fetches and pushes now and then (Algorithm 1.1)."""
+
+    def exchange(self, push: PushKey | None, effective_step: int | None) -> concurrent.futures.Future[int] | None:
+        """Begin to push what has accrued, to fetch parameters that take effect at a step, or both in one message."""
+
+    def take_effect(self, step: float) -> None:
+        """Use the fetched parameters that take effect at `step` or before, waited for if need be."""
+
+    def accrue(self, n_rows: int) -> None:
+        """Add the mean gradient of the last mini-batch to what has accrued, and make the local step."""
+
+    def accrued_is_finite(self) -> bool:
+        """Whether what has accrued holds neither NaN nor infinity."""
+
+    def applied(self, lease: LeaseKey) -> int:
+        """The last mini-batch of a lease that every shard has applied; -1 for none."""
 
 
 def blocks(n_rows: int, block_rows: int) -> Iterator[slice]:
@@ -60,7 +89,7 @@ class PlainExecutor:
     backend
         Where the arrays live.
     n_units
-        Leaves of the tree in which Sandblaster adds; 1 for Downpour.
+        Leaves of the tree in which leases are summed.
     """
 
     def __init__(
@@ -148,7 +177,3 @@ class PlainExecutor:
         self._backend.add_(right, left)
         self._free.append(right)
         return left
-
-    def applied(self, lease: LeaseKey) -> int:
-        """The last mini-batch of a lease that every shard has applied."""
-        return self._caller.run(self.server.applied(lease))

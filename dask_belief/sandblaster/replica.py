@@ -20,7 +20,7 @@ from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.errors import DaskBeliefError, ReplicaError, StaleError
 from dask_belief.objective import Objective
 from dask_belief.parameter_server.client import Directory
-from dask_belief.parameter_server.executor import PlainExecutor, blocks
+from dask_belief.parameter_server.executor import BatchExecutor, PlainExecutor, blocks
 from dask_belief.sandblaster.coordinator import Report
 from dask_belief.sandblaster.unit_scheduler import Lease
 
@@ -82,7 +82,7 @@ class Evaluator:
         self._standing = standing
         self._caller = Caller.of_worker(standing.worker)
         self._backend = get_backend(spec.backend)
-        self._executor = PlainExecutor(
+        self._executor: BatchExecutor = PlainExecutor(
             spec.objective, spec.directory, self._caller, self._backend, n_units=len(spec.plan)
         )
         default_bytes = int(CACHE_SHARE * standing.memory_bytes)

@@ -14,8 +14,7 @@ from dask_belief.errors import StaleError
 from dask_belief.optim.rules import SGD
 from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.executor import PlainExecutor, blocks
-from dask_belief.parameter_server.messages import BeginSum, EndSum, LeaseKey, PushKey
-from dask_belief.parameter_server.shard import VALUES
+from dask_belief.parameter_server.messages import BeginSum, EndSum
 from dask_belief.seeds import stream
 from tests.parameter_server.local_actors import LocalActors, deploy
 
@@ -205,13 +204,3 @@ def test_use_swaps_host_vectors(server: ParameterServer, actors: LocalActors) ->
     assert plain.use(former) is first
     plain.use(first)
     assert plain.compute(first[None, :], None) == 0
-
-
-def test_applied_asks_the_shards(server: ParameterServer, actors: LocalActors) -> None:
-    """A successor learns from the shards how far a lease is."""
-    plain, lease = executor(server, actors), LeaseKey(0, 0)
-    actors.caller.run(server.write(VALUES, np.zeros(N_FEATURES, np.float32)))
-    actors.caller.run(server.begin_updates())
-    assert plain.applied(lease) == -1
-    actors.caller.run(server.exchange(PushKey(lease, 0, 3), np.zeros(N_FEATURES, np.float32), None))
-    assert plain.applied(lease) == 3
