@@ -27,7 +27,7 @@ class Sandblaster:
     ftol
         Ends when an iteration lowers the objective by at most this, relative to ``max(|f|, 1)``.
     max_evaluations, max_seconds
-        Further limits; None for none.
+        Further limits, looked at after each iteration; None for none.
     n_shards
         Parameter shards; None for one a worker. A shard holds at least 65,536 parameters.
     unit_rows
