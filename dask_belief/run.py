@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dask_belief.cluster.membership import Lost, Membership, wait_for_a_worker
 from dask_belief.data.dataset import Dataset
-from dask_belief.errors import ActorLostError, ClusterError
+from dask_belief.errors import ActorLostError, ClusterError, DaskBeliefError
 from dask_belief.evaluation import Evaluation
 from dask_belief.monitoring.callbacks import CallbackList
 from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Validated, WorkerJoined, WorkerLost
@@ -222,9 +222,11 @@ class Run:
         """Turn whatever goes wrong because the scheduler is gone into an error that says so."""
         try:
             yield
-        except (OSError, asyncio.CancelledError) as error:
-            # Dask cancels what waits for a scheduler that it has given up.
-            if self.facts.client.status == "running":
+        except (Exception, asyncio.CancelledError) as error:
+            # Once Dask's client has given its scheduler up, it cancels what waits and its loop takes no more work: what
+            # comes out of that may be of any kind. What replicas said of the objective and the data is not of it.
+            is_of_the_run = isinstance(error, DaskBeliefError) and not isinstance(error, ClusterError)
+            if self.facts.client.status == "running" or is_of_the_run:
                 raise
             raise ClusterError(
                 f"the connection to Dask's scheduler is gone: {error!r}. Connect a new client, and go on from "
