@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +88,34 @@ def prepare(folder: Path, *, seed: int = 0, max_rows: int | None = None) -> Prep
     flights = with_weather(*read_tables(sources))
     train, validation, test, left_out = split(flights, seed, max_rows)
     columns = learn_columns(train)
-    folder.mkdir(parents=True, exist_ok=True)
     parts = {"train": train, "validation": validation, "test": test}
-    for name, part in parts.items():
-        db.write_dataset(folder / f"{name}.zarr", blocks(part, columns), None, chunk_rows=CHUNK_ROWS, overwrite=True)
+    with _work_folder(folder) as work:
+        for name, part in parts.items():
+            db.write_dataset(work / f"{name}.zarr", blocks(part, columns), None, chunk_rows=CHUNK_ROWS)
+            _replace(folder / f"{name}.zarr", work / f"{name}.zarr", work / f"former-{name}.zarr")
     rows = {name: len(part) for name, part in parts.items()} | {"left_out": left_out}
     text = {"version": VERSION, "fingerprint": fingerprint, "rows": rows, "columns": columns.to_config()}
     schema.write_text(json.dumps(text, indent=1), encoding="utf-8")
     return Prepared(folder, columns, fingerprint, rows, reused=False)
+
+
+@contextlib.contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder for what is half made or on its way out, which a call that was killed may leave behind."""
+    work = folder / ".preparing"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    yield work
+    shutil.rmtree(work)
+
+
+def _replace(store: Path, written: Path, former: Path) -> None:
+    """Put a written store in its place; nothing is ever half there, and nothing but a store is replaced."""
+    if store.exists():
+        if not (store / "zarr.json").exists():
+            raise db.ArgumentError(f"output: {store} holds something else than a Zarr store. Give another folder.")
+        store.rename(former)
+    written.rename(store)
 
 
 def find_sources() -> dict[str, Path]:

@@ -143,6 +143,16 @@ def test_call_that_broke_off_leaves_nothing_to_reuse(
             np.testing.assert_array_equal(found, expected)
 
 
+def test_what_a_killed_call_left_behind_is_cleared_away(sources: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever stands in the work folder, a store that is half deleted among it, is no hindrance."""
+    folder = tmp_path / "out"
+    (folder / ".preparing" / "former-train.zarr" / "inputs").mkdir(parents=True)
+    (folder / ".preparing" / "former-train.zarr" / "inputs" / "chunk").write_text("half deleted")
+    assert not prepare(folder, seed=SEED, max_rows=800).reused
+    assert not (folder / ".preparing").exists()
+    assert prepare(folder, seed=SEED, max_rows=800).reused
+
+
 def test_tables_of_the_package_are_there() -> None:
     """The real tables are where they are looked for, with every column that is read, without importing the package."""
     sources = find_sources()
