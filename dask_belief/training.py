@@ -26,7 +26,7 @@ from dask_belief.monitoring.progress import ProgressBar
 from dask_belief.objective import Objective, check_objective, penalised_of
 from dask_belief.parameter_server.ranges import shard_ranges
 from dask_belief.result import TrainingResult
-from dask_belief.run import Facts, Run
+from dask_belief.run import Facts, Outcome, Run
 from dask_belief.sandblaster.config import Sandblaster
 from dask_belief.sandblaster.driver import SandblasterDriver
 
@@ -130,14 +130,7 @@ def train(
             backend=backend,
         )
         run = Run(facts, listeners)
-        driver = SandblasterDriver(run, method) if isinstance(method, Sandblaster) else DownpourDriver(run, method)
-        try:
-            outcome = driver.drive()
-        except BaseException as error:
-            # Also for errors of others, a callback's for one: nothing that was found is lost.
-            with contextlib.suppress(AttributeError):
-                error.kept_parameters = driver.kept()  # type: ignore[attr-defined]
-            raise
+        outcome = _drive(run, method)
         seconds = run.seconds
         run.emit(Stopped(outcome.stop, seconds, outcome.passes))
     logger.info("%s: %s. %s", method.name, outcome.stop, outcome.stop.advice)
@@ -153,6 +146,18 @@ def train(
         repeatable=outcome.repeatable,
         objective=objective,
     )
+
+
+def _drive(run: Run, method: Method) -> Outcome:
+    """Train to the end; whatever is raised instead carries the best parameters that were kept."""
+    driver = SandblasterDriver(run, method) if isinstance(method, Sandblaster) else DownpourDriver(run, method)
+    try:
+        return driver.drive()
+    except BaseException as error:
+        # Also on errors of others, a callback's for one: nothing that was found is lost.
+        with contextlib.suppress(AttributeError):
+            error.kept_parameters = driver.kept()  # type: ignore[attr-defined]
+        raise
 
 
 def _check_dtype(dtype: DTypeLike) -> np.dtype[Any]:

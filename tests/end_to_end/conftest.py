@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
 import dask_belief as db
+from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.seeds import stream
 
 Connect = Callable[[int], contextlib.AbstractContextManager[Client]]
@@ -36,6 +38,22 @@ def threaded(n_workers: int) -> Iterator[Client]:
 def connect() -> Connect:
     """Makes a cluster of so many workers."""
     return threaded
+
+
+@pytest.fixture
+def lost_reports(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The first report of a replica to its hub fails; what it would have told is kept here."""
+    call = Caller.call
+    lost: list[object] = []
+
+    async def fail_once(self: Caller, actor: ActorAddress, method: str, *arguments: object, **options: float) -> Any:
+        if method == "report" and not lost:
+            lost.append(arguments)
+            raise db.CallTimeoutError("planted")
+        return await call(self, actor, method, *arguments, **options)
+
+    monkeypatch.setattr(Caller, "call", fail_once)
+    return lost
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 
 import dask_belief as db
 from dask_belief.cluster import replicas
-from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.limits import Limits
 from dask_belief.monitoring.events import IterationEnded, RunStarted, Stopped, Validated
 from tests.small_cluster import eventually
@@ -185,21 +184,11 @@ def test_an_error_of_a_callback_keeps_the_best_point(two_workers: Client, store:
     eventually(lambda: not two_workers.who_has())
 
 
-def test_a_report_that_is_lost_does_not_hold_up_the_run(connect, store: Path, network, monkeypatch) -> None:
+def test_a_report_that_is_lost_does_not_hold_up_the_run(connect, store: Path, network, lost_reports) -> None:
     """A replica whose delivery failed ends, and its units go to the next, in the middle of an evaluation."""
-    call = Caller.call
-    failed: list[object] = []
-
-    async def fail_once(self, actor, method, *arguments, **options):
-        if method == "report" and not failed:
-            failed.append(arguments)
-            raise db.CallTimeoutError("planted")
-        return await call(self, actor, method, *arguments, **options)
-
-    monkeypatch.setattr(Caller, "call", fail_once)
     with connect(1) as client:
         result = db.train(network, store, db.Sandblaster(max_iter=3), client=client, progress=False)
-    assert failed
+    assert lost_reports
     assert result.stop.reason is db.StopReason.MAX_ITERATIONS
 
 

@@ -125,6 +125,7 @@ def test_a_stream_that_is_closed_on_the_way_does_not_end_the_run():
     bar(events[0])
     terminal.close()
     show(bar, events[1:])
+    assert bar._bar is None
 
 
 def test_switched_off_it_shows_nothing(caplog):
