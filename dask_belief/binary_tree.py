@@ -20,6 +20,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 Value = TypeVar("Value")
 
 
@@ -139,3 +142,11 @@ class TreeSum(Generic[Value]):
 
     def _levels(self, node: Node) -> range:
         return range(node.level, self._root.level + 1)
+
+
+def tree_total(leaves: NDArray[np.float64]) -> float:
+    """The sum of one number a leaf (one or more), in the shape in which `TreeSum` adds them: level by level."""
+    while len(leaves) > 1:
+        pairs = leaves[: len(leaves) // 2 * 2]
+        leaves = np.concatenate((pairs[0::2] + pairs[1::2], leaves[len(pairs) :]))
+    return float(leaves[0])

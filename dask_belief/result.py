@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from dask_belief.optim.stopping import Stop, number_from_json, number_to_json
 
 FORMAT = 1
 ATTRIBUTE = "dask_belief_result"
+
+_STATE = "rule_state"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class TrainingResult:
         seconds; or when a worker was lost that held a shard, a coordinator or a ledger.
     objective
         What was trained; None when it was loaded and is no `Network`.
+    rule_state
+        The vectors that Downpour's rule ended with, ``(n_parameters,)`` each: ``accumulator``, Adagrad's sums of
+        squared gradients, or ``velocity``. Empty for Sandblaster, and where the run diverged.
     """
 
     parameters: NDArray[np.floating]
@@ -59,6 +64,7 @@ class TrainingResult:
     passes: float
     repeatable: bool
     objective: Objective | None
+    rule_state: dict[str, NDArray[np.floating]] = field(default_factory=dict)
 
     def predict(self, inputs: NDArray[Any]) -> NDArray[np.floating]:
         """Give the objective's predictions at the best parameters.
@@ -96,6 +102,8 @@ class TrainingResult:
         group = zarr.open_group(str(store), mode="w")
         array = group.create_array("parameters", shape=self.parameters.shape, dtype=self.parameters.dtype)
         array[:] = self.parameters
+        for name, vector in self.rule_state.items():
+            group.create_array(f"{_STATE}/{name}", shape=vector.shape, dtype=vector.dtype)[:] = vector
         kept: dict[str, Any] = {
             "format": FORMAT,
             "network": self.objective.to_config() if isinstance(self.objective, Network) else None,
@@ -107,6 +115,7 @@ class TrainingResult:
             "seconds": self.seconds,
             "passes": self.passes,
             "repeatable": self.repeatable,
+            "rule_state": sorted(self.rule_state),
         }
         group.attrs[ATTRIBUTE] = kept
 
@@ -144,6 +153,8 @@ def load_result(store: str | Path) -> TrainingResult:
         group = zarr.open_group(str(store), mode="r")
         kept: Any = group.attrs[ATTRIBUTE]
         parameters = np.asarray(group["parameters"][:])  # type: ignore[index]
+        names = kept.get("rule_state", [])
+        state = {name: np.asarray(group[f"{_STATE}/{name}"][:]) for name in names}  # type: ignore[index]
     except (OSError, KeyError, ValueError) as error:
         raise MissingStoreError(f"{store}: holds no saved result. Give the path that was given to save().") from error
     if kept["format"] > FORMAT:
@@ -159,4 +170,5 @@ def load_result(store: str | Path) -> TrainingResult:
         passes=kept["passes"],
         repeatable=kept["repeatable"],
         objective=None if kept["network"] is None else Network.from_config(kept["network"]),
+        rule_state=state,
     )

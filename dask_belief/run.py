@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from distributed import Client
@@ -34,6 +34,9 @@ Vector = NDArray[np.floating]
 _KEEPING_SHARE = 0.05
 _VALIDATING_SHARE = 0.2
 
+# What is lost with a generation is seldom worth less than this.
+_KEEPING_LEAST_SECONDS = 1.0
+
 # So many generations may be lost in a row, without any work finished, before the run gives up.
 _IDLE_GENERATIONS = 5
 
@@ -52,6 +55,8 @@ class Facts:
         Where training begins, ``(n_parameters,)``, of the run's dtype.
     seed, dtype, backend
         The root seed, the name of the dtype, the name of the backend.
+    adagrad_sums
+        The sums of squared gradients that the run's beginning was found with, ``(n_parameters,)``; None for none.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Facts:
     seed: int
     dtype: str
     backend: str
+    adagrad_sums: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Outcome:
         Whether the same run again, on replicas of the same kind, gives the same bits.
     validation
         The means over the validation set at `parameters`; empty without one.
+    rule_state
+        The vectors that an update rule ended with, by name; empty for methods without one.
     """
 
     parameters: Vector
@@ -91,6 +99,7 @@ class Outcome:
     passes: float
     repeatable: bool
     validation: dict[str, float]
+    rule_state: dict[str, Vector] = field(default_factory=dict)
 
 
 class Share:
@@ -100,10 +109,13 @@ class Share:
     ----------
     share
         The part, between 0 and 1.
+    least_seconds
+        Between two of them, however little they cost.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, least_seconds: float = 0.0) -> None:
         self._share = share
+        self._least_seconds = least_seconds
         self._ready_at = 0.0
 
     def is_due(self, now: float) -> bool:
@@ -112,7 +124,7 @@ class Share:
 
     def took(self, began: float, ended: float) -> None:
         """Note what the last one cost."""
-        self._ready_at = ended + (ended - began) * (1 - self._share) / self._share
+        self._ready_at = ended + max((ended - began) * (1 - self._share) / self._share, self._least_seconds)
 
 
 class Run:
@@ -145,7 +157,7 @@ class Run:
         self._callbacks = callbacks
         self._began = time.monotonic()
         self._should_stop = False
-        self._keeping = Share(_KEEPING_SHARE)
+        self._keeping = Share(_KEEPING_SHARE, _KEEPING_LEAST_SECONDS)
         self._validating = Share(_VALIDATING_SHARE)
         self._validation: Evaluation | None = None
         if facts.validation is not None:
@@ -280,14 +292,16 @@ class Run:
         deployment.run(deployment.server.read(name, into))
         return into
 
-    def keep(self, deployment: Deployment, name: str, is_final: bool = False) -> bool:
-        """Copy a vector of the shards to `best`, within the share of time that this may take; always when final."""
+    @property
+    def is_keeping_due(self) -> bool:
+        """Whether a vector may be copied to the driver within the share of time that this may take."""
+        return self._keeping.is_due(self.seconds)
+
+    def keep(self, deployment: Deployment, name: str) -> None:
+        """Copy a vector of the shards to `best`."""
         began = self.seconds
-        is_due = is_final or self._keeping.is_due(began)
-        if is_due:
-            self.best = self.read(deployment, name)
-            self._keeping.took(began, self.seconds)
-        return is_due
+        self.best = self.read(deployment, name)
+        self._keeping.took(began, self.seconds)
 
     # Validation runs beside the training, at a vector of the shards that is a copy.
 

@@ -24,6 +24,7 @@ from dask_belief.monitoring.events import Stopped
 from dask_belief.monitoring.history import History
 from dask_belief.monitoring.progress import ProgressBar
 from dask_belief.objective import Objective, check_objective, penalised_of
+from dask_belief.optim.rules import ADAGRAD_SUMS
 from dask_belief.parameter_server.ranges import shard_ranges
 from dask_belief.result import TrainingResult
 from dask_belief.run import Facts, Outcome, Run
@@ -51,8 +52,8 @@ def train(
 ) -> TrainingResult:
     """Train `objective` on `dataset` by `method`.
 
-    What is minimised is the mean over rows of the loss plus ``l2 / 2 * ||w||^2``, over weights but not biases for a
-    `Network`.
+    What is minimised is the mean over rows of the loss plus ``l2 / 2 * ||w||^2 + l1 * ||w||_1`` (the latter by
+    `Sandblaster` only), over weights but not biases for a `Network`.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ def train(
     client
         A synchronous Dask client; None takes the current one, else makes a cluster on loopback for this run.
     initial
-        Where to begin: a vector ``(n_parameters,)``, or the result of another run; None for the objective's own.
+        Where to begin: a vector ``(n_parameters,)``, or the result of another run; None for the objective's own. Of a
+        result, ``Sandblaster(first_hessian="adagrad")`` takes Adagrad's sums, too.
     validation
         Rows on which the loss, and the accuracy where the objective knows it, are found now and then.
     callbacks
@@ -117,6 +119,7 @@ def train(
     start = _initial_vector(objective, initial, seed, run_dtype)
 
     check_travels("objective", objective)
+    sums = _adagrad_sums(method, initial, objective, run_dtype)
     with contextlib.closing(bar), connected(client) as connection:
         facts = Facts(
             name=uuid.uuid4().hex[:8],
@@ -128,6 +131,7 @@ def train(
             seed=int(seed),
             dtype=run_dtype.name,
             backend=backend,
+            adagrad_sums=sums,
         )
         run = Run(facts, listeners)
         outcome = _drive(run, method)
@@ -145,6 +149,7 @@ def train(
         passes=outcome.passes,
         repeatable=outcome.repeatable,
         objective=objective,
+        rule_state=outcome.rule_state,
     )
 
 
@@ -184,6 +189,29 @@ def _check_method(method: object, objective: Objective) -> None:
     penalised_of(objective)
     if method.n_shards is not None:
         shard_ranges(objective.n_parameters, method.n_shards)
+
+
+def _adagrad_sums(
+    method: Method,
+    initial: NDArray[np.floating] | TrainingResult | None,
+    objective: Objective,
+    dtype: np.dtype[Any],
+) -> NDArray[np.floating] | None:
+    """The sums that ``first_hessian="adagrad"`` asks for, from the result that the run begins with."""
+    if not isinstance(method, Sandblaster) or method.first_hessian != "adagrad":
+        return None
+    state = initial.rule_state if isinstance(initial, TrainingResult) else {}
+    if ADAGRAD_SUMS not in state:
+        raise ArgumentError(
+            "first_hessian: 'adagrad' needs initial=, the result of a Downpour run by the rule Adagrad; got "
+            f"{'a result without its sums' if isinstance(initial, TrainingResult) else 'no result'}."
+        )
+    sums = np.array(state[ADAGRAD_SUMS], dtype)
+    if sums.shape != (objective.n_parameters,) or not (np.isfinite(sums).all() and (sums >= 0).all()):
+        raise ArgumentError(
+            f"initial: its sums of squared gradients are not {objective.n_parameters} finite numbers of zero or more."
+        )
+    return sums
 
 
 def _check_data(objective: Objective, data: Dataset, argument: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from distributed import Client, LocalCluster
 
@@ -51,3 +52,14 @@ def eventually(is_so: Callable[[], bool], limit_seconds: float = 5.0) -> None:
     while not is_so():
         assert time.monotonic() < until, f"not so within {limit_seconds:g} seconds"
         time.sleep(0.005)
+
+
+def peak_bytes(client: Client) -> dict[str, int]:
+    """The most memory that the process of each worker has had resident since it began, by address."""
+
+    def of_this_process() -> int:
+        # Not getrusage: what it gives is inherited from the process that started this one.
+        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+        return 1024 * int(line.split()[1])
+
+    return client.run(of_this_process)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_belief.binary_tree import Node, TreeSum, cover, root
+from dask_belief.binary_tree import Node, TreeSum, cover, root, tree_total
 
 # The examples come from a fixed seed; the time limit is pytest's.
 EXAMPLES = settings(derandomize=True, deadline=None, max_examples=200)
@@ -142,3 +142,14 @@ def test_family_of_a_node() -> None:
     assert node.covers(node)
     assert not node.covers(Node(0, 4))
     assert not node.covers(Node(2, 0))
+
+
+@pytest.mark.parametrize("n_leaves", [1, 2, 3, 5, 8, 13, 100])
+def test_total_of_numbers_has_the_bits_of_the_tree(n_leaves: int) -> None:
+    """Level by level is the same shape, and needs no nodes."""
+    rng = np.random.Generator(np.random.Philox(SEED))
+    leaves = rng.standard_normal(n_leaves) * 10.0 ** rng.integers(-8, 9, n_leaves)
+    total: TreeSum[float] = TreeSum(n_leaves, lambda left, right: left + right)
+    for leaf, value in enumerate(leaves):
+        total.add(Node(0, leaf), float(value))
+    assert tree_total(leaves) == total.total

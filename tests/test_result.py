@@ -32,7 +32,19 @@ def network() -> Network:
 def result_of(objective: Any = None, dtype: str = "float32", **changes: Any) -> TrainingResult:
     history = History(
         [
-            IterationEnded(1, 2, loss=0.5, gradient_norm=0.1, step=1.0, seconds=0.1, passes=2.0),
+            IterationEnded(
+                1,
+                2,
+                loss=0.5,
+                gradient_norm=0.1,
+                step=1.0,
+                seconds=0.1,
+                passes=2.0,
+                curvature=0.3,
+                decrease_ratio=0.4,
+                slope_ratio=0.2,
+                fetched_bytes=100,
+            ),
             Validated(loss=0.6, metrics={"accuracy": 0.8}, passes=2.0, seconds=0.2),
             Stopped(STOP, 0.3, 2.0),
         ]
@@ -71,6 +83,28 @@ def test_saved_result_is_read_back(tmp_path: Path, dtype: str) -> None:
     assert loaded.history.events == result.history.events
     inputs = stream(SEED, "rows").standard_normal((6, 5)).astype(dtype)
     np.testing.assert_array_equal(loaded.predict(inputs), result.predict(inputs))
+
+
+def test_state_of_the_rule_is_read_back(tmp_path: Path) -> None:
+    """To the bit, by its names; a result without it comes back without."""
+    state = {"accumulator": stream(SEED, "sums").uniform(size=7).astype(np.float32), "velocity": np.arange(7.0)}
+    result_of(rule_state=state).save(tmp_path / "model.zarr")
+    loaded = load_result(tmp_path / "model.zarr").rule_state
+    assert loaded.keys() == state.keys()
+    for name, vector in state.items():
+        np.testing.assert_array_equal(loaded[name], vector)
+        assert loaded[name].dtype == vector.dtype
+    result_of().save(tmp_path / "model.zarr")
+    assert load_result(tmp_path / "model.zarr").rule_state == {}
+
+
+def test_result_that_was_saved_before_rules_kept_a_state_is_read(tmp_path: Path) -> None:
+    """Its description does not name any."""
+    result_of().save(tmp_path / "model.zarr")
+    group = zarr.open_group(str(tmp_path / "model.zarr"), mode="a")
+    kept: Any = group.attrs["dask_belief_result"]
+    group.attrs["dask_belief_result"] = {name: value for name, value in kept.items() if name != "rule_state"}
+    assert load_result(tmp_path / "model.zarr").rule_state == {}
 
 
 def test_path_may_be_a_string(tmp_path: Path) -> None:

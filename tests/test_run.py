@@ -133,6 +133,18 @@ def test_share_is_due_at_first_and_after_its_pause() -> None:
     assert kept.is_due(30.1)
 
 
+def test_what_costs_little_is_not_due_at_once_either() -> None:
+    """There is a least pause, beside the share."""
+    kept = Share(0.05, least_seconds=1.0)
+    assert kept.is_due(0.0)
+    kept.took(10.0, 10.001)
+    assert not kept.is_due(10.9)
+    assert kept.is_due(11.1)
+    kept.took(20.0, 21.0)
+    assert not kept.is_due(39.9)
+    assert kept.is_due(40.1)
+
+
 # Events.
 
 
@@ -285,16 +297,28 @@ def test_best_point_is_the_initial_one_at_first() -> None:
 
 
 def test_best_point_is_kept_within_its_share_of_time(scene: Scene, deployment: Deployment) -> None:
-    """At first; then not at once again; but always at the end."""
+    """Due at first, then not at once again; but whenever a driver asks for it, as at the end."""
     run = scene.run
     write(deployment, "x", 1)
-    assert run.keep(deployment, "x")
-    write(deployment, "x", 2)
-    run._keeping.took(run.seconds - 100, run.seconds)
-    assert not run.keep(deployment, "x")
+    assert run.is_keeping_due
+    run.keep(deployment, "x")
     np.testing.assert_array_equal(run.best, np.ones(N_FEATURES))
-    assert run.keep(deployment, "x", is_final=True)
+    run._keeping.took(run.seconds - 100, run.seconds)
+    assert not run.is_keeping_due
+    write(deployment, "x", 2)
+    np.testing.assert_array_equal(run.best, np.ones(N_FEATURES))
+    run.keep(deployment, "x")
     np.testing.assert_array_equal(run.best, np.full(N_FEATURES, 2))
+
+
+def test_keeping_is_noted_with_what_it_took(scene: Scene, deployment: Deployment) -> None:
+    """So that the next is due when it may be."""
+    noted: list[tuple[float, float]] = []
+    write(deployment, "x", 1)
+    scene.run._keeping.took = lambda began, ended: noted.append((began, ended))  # type: ignore[method-assign]
+    scene.run.keep(deployment, "x")
+    [(began, ended)] = noted
+    assert 0 <= began <= ended <= scene.run.seconds
 
 
 def test_validation_is_told_with_the_moment_it_belongs_to(client: Client, deployment: Deployment) -> None:

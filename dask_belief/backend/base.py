@@ -8,6 +8,7 @@ with.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -57,6 +58,11 @@ class Backend(ABC):
     def item(self, x: Array) -> float:
         """Give the one value of `x` as a Python float; on a device the only way to wait for a scalar."""
 
+    def is_finite(self, x: Array) -> bool:
+        """Tell whether `x` holds neither NaN nor infinity; waits for it."""
+        with self.computing():
+            return x.size == 0 or all(math.isfinite(self.item(extreme)) for extreme in (x.max(), x.min()))
+
     @abstractmethod
     def sync(self) -> None:
         """Wait until everything that this thread has asked for is done."""
@@ -72,6 +78,10 @@ class Backend(ABC):
     @abstractmethod
     def zeros(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Give an array of zeros."""
+
+    def free_bytes(self) -> int | None:
+        """Give the memory of the device that is free now; None on the host, where a process has a limit of its own."""
+        return None
 
     @abstractmethod
     def kind(self) -> str:
@@ -104,6 +114,23 @@ class Backend(ABC):
     def __reduce__(self) -> tuple[object, tuple[str, int]]:
         """Pickle as name and device."""
         return _restore, (self.name, self.device)
+
+    # Products: arrays of two axes, none of which overlap
+
+    def by_weights_(self, rows: Array, weights: Array, outputs: Array) -> None:
+        """``outputs = rows @ weights``."""
+        with self.computing():
+            self.xp.matmul(rows, weights, out=outputs)
+
+    def weight_gradient_(self, rows: Array, delta: Array, gradient: Array) -> None:
+        """``gradient = rows.T @ delta``: by the weights, where `delta` is the gradient by ``rows @ weights``."""
+        with self.computing():
+            self.xp.matmul(rows.T, delta, out=gradient)
+
+    def column_sums_(self, rows: Array, sums: Array) -> None:
+        """``sums = rows.sum(axis=0)``."""
+        with self.computing():
+            self.xp.sum(rows, axis=0, out=sums)
 
     # Layers
 

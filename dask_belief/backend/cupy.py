@@ -81,6 +81,11 @@ class CupyBackend(Backend):
         with self.computing():
             return _array(cupy.zeros(shape, dtype))
 
+    def free_bytes(self) -> int | None:
+        """Give what the driver calls free on this device."""
+        with self.computing():
+            return int(cupy.cuda.runtime.memGetInfo()[0])
+
     def kind(self) -> str:
         """Name CuPy's version, the device's model and the CUDA runtime."""
         runtime = cupy.cuda.runtime

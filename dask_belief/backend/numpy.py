@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dask_belief.backend import products
 from dask_belief.backend.base import Array, Backend
 from dask_belief.backend.operations import OPERATIONS
 
@@ -35,6 +37,13 @@ class NumpyBackend(Backend):
     def item(self, x: Array) -> float:
         """Give the one value of `x` as a Python float."""
         return float(x)
+
+    def is_finite(self, x: Array) -> bool:
+        """Tell whether `x` holds neither NaN nor infinity."""
+        # One pass in place of two. A sum of squares that is finite is proof; one that is not may have overflowed.
+        flat = x.reshape(-1)
+        with self.computing():
+            return math.isfinite(np.dot(flat, flat)) or super().is_finite(flat)
 
     def sync(self) -> None:
         """Do nothing: on the host every call is complete on return."""
@@ -68,6 +77,18 @@ class NumpyBackend(Backend):
     def computing(self) -> AbstractContextManager[object]:
         """Compute without floating-point warnings."""
         return np.errstate(all="ignore")
+
+    def by_weights_(self, rows: Array, weights: Array, outputs: Array) -> None:
+        """``outputs = rows @ weights``, in parts where `dask_belief.backend.products` says so."""
+        products.by_weights(rows, weights, outputs)
+
+    def weight_gradient_(self, rows: Array, delta: Array, gradient: Array) -> None:
+        """``gradient = rows.T @ delta``, in parts as well."""
+        products.weight_gradient(rows, delta, gradient)
+
+    def column_sums_(self, rows: Array, sums: Array) -> None:
+        """``sums = rows.sum(axis=0)``, as a product with a row of ones."""
+        products.column_sums(rows, sums)
 
     def _run(self, operation: str, *arguments: Array | float) -> None:
         with np.errstate(all="ignore"):

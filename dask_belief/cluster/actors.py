@@ -148,11 +148,11 @@ class Caller:
     def __init__(self, loop: asyncio.AbstractEventLoop, line: Line, own_address: str | None = None) -> None:
         self._loop = loop
         self._line = line
-        self._own_address = own_address
+        self.own_address = own_address
 
     def hands_over(self, actor: ActorAddress) -> bool:
         """Whether the actor gets the caller's arrays themselves instead of copies that travelled."""
-        return actor.worker == self._own_address or actor.worker.startswith("inproc://")
+        return actor.worker == self.own_address or actor.worker.startswith("inproc://")
 
     @classmethod
     def of_worker(cls, worker: Worker) -> Caller:

@@ -50,9 +50,17 @@ class HubLine:
         self._caller = caller
         self._on_lease = on_lease
 
+    async def call(self, method: str, *arguments: object) -> Any:
+        """Call a method of the hub in this replica's name."""
+        return await self._caller.call(self._hub, method, self._generation, self._replica, *arguments)
+
+    def start(self, method: str, *arguments: object) -> Asked:
+        """Begin such a call; the replica's thread goes on."""
+        return self._caller.start(self.call(method, *arguments))
+
     def hello(self, kind: str) -> None:
         """Count this replica in; `kind` is what decides the last bits of its results."""
-        self._caller.run(self._caller.call(self._hub, "hello", self._generation, self._replica, kind))
+        self._caller.run(self.call("hello", kind))
 
     def ask(self) -> Asked:
         """Begin to ask for a lease."""
@@ -60,7 +68,7 @@ class HubLine:
         return self._caller.start(self._question())
 
     async def _question(self) -> Any:
-        answer = await self._caller.call(self._hub, "next_lease", self._generation, self._replica, LIMITS.poll_seconds)
+        answer = await self.call("next_lease", LIMITS.poll_seconds)
         self._standing.heard()
         if answer is not None and not isinstance(answer, Over):
             # Before the replica can see the lease: what it has taken already must not be read once more.
@@ -96,4 +104,4 @@ class HubLine:
                 await asyncio.wrap_future(sent)
             except StaleError:
                 return
-        await self._caller.call(self._hub, "report", self._generation, self._replica, report)
+        await self.call("report", report)

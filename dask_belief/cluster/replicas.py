@@ -190,13 +190,18 @@ class Standing:
         return limit / self.worker.state.nthreads if limit else 2.5 * 2**30
 
     @property
-    def should_end(self) -> bool:
-        """Whether the task was cancelled, the worker is closing, or the coordinator has been silent for too long."""
+    def is_cancelled(self) -> bool:
+        """Whether the task was cancelled, or the worker is closing."""
         task = self.worker.state.tasks.get(self._key)
         is_wanted = task is not None and task.state in ("executing", "long-running")
+        return not is_wanted or self.worker.status.name not in ("running", "paused")
+
+    @property
+    def should_end(self) -> bool:
+        """Whether it is cancelled, or the hub has been silent for too long; asked between two leases."""
         asked_at = self._asked_at
         is_silent = asked_at is not None and time.monotonic() - asked_at > LIMITS.silence_seconds
-        return not is_wanted or is_silent or self.worker.status.name not in ("running", "paused")
+        return is_silent or self.is_cancelled
 
 
 def stand_aside() -> Standing:

@@ -17,6 +17,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import numpy as np
+
 from dask_belief.data.batches import Batch
 from dask_belief.errors import ArgumentError
 
@@ -103,8 +105,13 @@ class UnitCache:
                 self._lookups.popitem(last=False)
             return None
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a unit is resident; no use, and no lookup that counts."""
+        with self._lock:
+            return key in self._batches
+
     def put(self, key: Hashable, batch: Batch) -> bool:
-        """Offer a unit that was just read, and give its arrays away: they become read-only.
+        """Offer a unit that was just read, and give its arrays away: those on the host become read-only.
 
         Returns
         -------
@@ -112,7 +119,8 @@ class UnitCache:
             Whether the unit is in the cache now.
         """
         for rows in batch:
-            rows.flags.writeable = False
+            if isinstance(rows, np.ndarray):
+                rows.flags.writeable = False
         needed = sum(rows.nbytes for rows in batch)
         with self._lock:
             if key in self._batches:

@@ -74,13 +74,20 @@ class Prefetcher:
         self._thread: threading.Thread | None = None
 
     def schedule(self, units: Iterable[WorkUnit]) -> None:
-        """Read these units next, after those that are scheduled already. Nothing is read ahead after `close`."""
+        """Read these units next, after those that are scheduled already. Nothing is read ahead after `close`.
+
+        What is in the cache needs no reading, and is left to `take`: for small units the thread's wake-ups would cost
+        more than what they are for.
+        """
         with self._changed:
             if self._is_closed:
                 return
             for unit in units:
-                if unit != self._reading and unit not in self._ready:
+                is_cached = self._cache is not None and unit in self._cache
+                if unit != self._reading and unit not in self._ready and not is_cached:
                     self._queued[unit] = None
+            if not self._queued:
+                return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._read_ahead, name="dask-belief-prefetch", daemon=True)
                 self._thread.start()

@@ -25,7 +25,7 @@ from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec
 from dask_belief.parameter_server.messages import Combine, SquaredPenalty
-from dask_belief.parameter_server.shard import VALUES, SavedPiece
+from dask_belief.parameter_server.shard import STATE, VALUES, SavedPiece
 from dask_belief.run import Outcome, Run, Share, Vector
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class DownpourDriver:
         self._saved: Saved | None = None
         self._stop: Stop | None = None
         self._last: Vector | None = None
+        self._rule_state: dict[str, Vector] = {}
         self._was_taken_over = False
         self._saving = Share(_SAVING_SHARE)
         self._rows = 0
@@ -150,6 +151,7 @@ class DownpourDriver:
         if self._stop is None:
             stop = self._train(deployment)
             self._last = self._read_last(deployment, stop)
+            self._rule_state = self._read_rule_state(deployment)
             # From here on a lost generation costs the evaluations at the end only.
             self._stop = stop
             deployment.ask("finish")
@@ -267,6 +269,12 @@ class DownpourDriver:
         diverged = stop.reason is StopReason.NOT_FINITE or not np.isfinite(last).all()
         return self._last_saved() if diverged else last
 
+    def _read_rule_state(self, deployment: Deployment) -> dict[str, Vector]:
+        """The rule's vectors as the run ended, for a method that goes on from them; none where they are not finite."""
+        names = self._method.rule.init(np.zeros(0, self._run.facts.dtype))
+        state = {name: self._run.read(deployment, STATE + name) for name in names}
+        return state if all(np.isfinite(vector).all() for vector in state.values()) else {}
+
     def _outcome(self, deployment: Deployment, stop: Stop) -> Outcome:
         """Settle on the best point: the lowest validation loss where there is a validation set, else the last."""
         run, facts = self._run, self._run.facts
@@ -289,6 +297,7 @@ class DownpourDriver:
             passes=self._rows / facts.dataset.n_rows,
             repeatable=run.is_repeatable and self._is_sequential,
             validation=self._best_validation,
+            rule_state=self._rule_state,
         )
 
     def kept(self) -> Vector:

@@ -35,6 +35,8 @@ class PlainStepExecutor(PlainExecutor):
         self, objective: Objective, directory: Directory, caller: Caller, backend: Backend, method: Downpour
     ) -> None:
         super().__init__(objective, directory, caller, backend)
+        self._host = backend.host_empty((directory.n_parameters,), directory.dtype)
+        self.parameters = backend.asarray(self._host)
         self._rule = method.rule
         self._courier = Courier(self.server, caller, backend)
         self._penalty = self._penalty_weights(penalised_of(objective), method.l2)
@@ -58,7 +60,17 @@ class PlainStepExecutor(PlainExecutor):
         """Use the fetched parameters that take effect at `step` or before, waited for if need be."""
         fetched = self._courier.arrived(step)
         if fetched is not None:
-            self._courier.give_back(self.use(fetched))
+            self._courier.give_back(self._use(fetched))
+
+    def _use(self, host: Vector) -> Vector:
+        """Compute with the parameters in a host vector from now on; gives the host vector that was used before."""
+        former, self._host = self._host, host
+        arrived = self._backend.asarray(host)
+        if arrived is host:
+            self.parameters = host
+        else:
+            self._backend.xp.copyto(self.parameters, arrived)
+        return former
 
     def accrue(self, n_rows: int) -> None:
         """Add the mean gradient of the last mini-batch, penalty included, to what has accrued; make the local step."""

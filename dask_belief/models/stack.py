@@ -59,11 +59,10 @@ class Stack:
         self.layout = ParameterLayout(shapes)
 
     def views(self, vector: Array) -> OfLayers:
-        """Give the views into a vector of ``layout.n_parameters`` by layer."""
+        """Give the views by layer into a vector that ``layout.check`` has passed."""
         of_layers: list[dict[str, Array]] = [{} for _ in self.layers]
-        for name, view in self.layout.views(vector).items():
-            number, own_name = self._owners[name]
-            of_layers[number][own_name] = view
+        for name, (number, own_name) in self._owners.items():
+            of_layers[number][own_name] = vector[self.layout.slices[name]].reshape(self.layout.shapes[name])
         return of_layers
 
     def penalised(self) -> npt.NDArray[np.bool_]:

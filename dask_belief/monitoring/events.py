@@ -6,6 +6,7 @@ over; both methods use the same measure, so their curves can be drawn in one pic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -38,8 +39,38 @@ class RunStarted:
 class IterationEnded:
     """An iteration of a batch method is done.
 
-    `evaluations` counts from the start of the run, `loss` is the objective at the new point, `gradient_norm` the
-    largest absolute entry of its gradient, `step` what the line search gave.
+    Attributes
+    ----------
+    iteration, evaluations
+        Counted from the start of the run.
+    loss
+        The objective at the new point.
+    gradient_norm
+        The largest absolute entry of its gradient; with an L1 penalty, of its pseudo-gradient.
+    step
+        What the line search gave.
+    seconds, passes
+        See above.
+    curvature
+        ``s.y / s.s`` of the step s and the change y of the gradient: the objective's second derivative along the step.
+    decrease_ratio, slope_ratio
+        What the search went by: the decrease over ``step * slope``, at least c1; and the slope that is left over the
+        slope that was, at most c2 where both Wolfe conditions hold.
+    waiting_seconds, reading_seconds, computing_seconds, sending_seconds
+        Of all replicas together, in this iteration's evaluations: without work, waiting for data, in the objective,
+        fetching parameters and pushing gradients (which goes on beside computing).
+    busiest_seconds
+        Computing of the busiest replica of each evaluation; what else an evaluation takes is overhead.
+    vector_seconds
+        The driver's rounds of messages to the shards, with the shards' work in them.
+    fetched_bytes, pushed_bytes
+        Bytes of vectors that replicas fetched and pushed, and that the driver copied.
+    cache_hits, cache_misses
+        Units whose data were in a replica's cache, and units that were read.
+    backups_started, backups_won
+        Leases that were copied to idle replicas, and copies that were done first.
+    backups_wasted_seconds
+        Spent on what another had done before.
     """
 
     iteration: int
@@ -49,6 +80,22 @@ class IterationEnded:
     step: float
     seconds: float
     passes: float
+    curvature: float = math.nan
+    decrease_ratio: float = math.nan
+    slope_ratio: float = math.nan
+    waiting_seconds: float = 0.0
+    reading_seconds: float = 0.0
+    computing_seconds: float = 0.0
+    sending_seconds: float = 0.0
+    busiest_seconds: float = 0.0
+    vector_seconds: float = 0.0
+    fetched_bytes: int = 0
+    pushed_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    backups_started: int = 0
+    backups_won: int = 0
+    backups_wasted_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

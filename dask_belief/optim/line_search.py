@@ -42,6 +42,8 @@ class Outcome(enum.Enum):
     """A value is awaited for `LineSearch.step`."""
     WOLFE = "wolfe"
     """Both conditions hold at the best step."""
+    DECREASE = "decrease"
+    """The best step has sufficient decrease, in a search that asks for no more (`Backtracking`)."""
     INTERVAL_SMALL = "interval_small"
     """The interval is too short to be worth another evaluation; the best step has sufficient decrease, or is 0."""
     STEP_LIMIT = "step_limit"
@@ -65,7 +67,8 @@ class StrongWolfe:
     c1
         Share of the decrease that the slope promises which a step must bring.
     c2
-        Share of the slope that may be left. Larger than `c1`; 0.9 suits L-BFGS, whose steps are well scaled.
+        Share of the slope that may be left. Larger than `c1`; 0.9 suits L-BFGS, whose steps are well scaled, and 0.1
+        conjugate gradients (`DirectionRule.c2`).
     max_evaluations
         The search ends after so many values, one or more.
     interval_tolerance
@@ -83,7 +86,7 @@ class StrongWolfe:
         A number is out of its range; the message names it.
     """
 
-    c1: float = 1e-3
+    c1: float = 1e-4
     c2: float = 0.9
     max_evaluations: int = 20
     interval_tolerance: float = 0.1
@@ -92,7 +95,7 @@ class StrongWolfe:
 
     def __post_init__(self) -> None:
         if not 0 < self.c1 < 0.5:
-            raise ArgumentError(f"c1: a number between 0 and 0.5 is needed, got {self.c1}; 1e-3 or 1e-4 is usual")
+            raise ArgumentError(f"c1: a number between 0 and 0.5 is needed, got {self.c1}; 1e-4 is usual")
         if not self.c1 < self.c2 < 1:
             raise ArgumentError(f"c2: a number between c1={self.c1} and 1 is needed, got {self.c2}; 0.9 is usual")
         check_count("max_evaluations", self.max_evaluations)
@@ -160,8 +163,11 @@ class LineSearch:
         self._is_first_stage = True
         # The nearest step that was not finite; no step may reach it.
         self._wall: float | None = None
+        self._best_slope = math.nan
         self._n_finite = 0
+        # Whether no value differed from the first by more than noise, and the most that rounding has been seen to do.
         self._all_noise = True
+        self._noise_seen: float | None = None
         if not (math.isfinite(value) and math.isfinite(slope)):
             self._end(Outcome.NOT_FINITE)
         elif slope >= 0:
@@ -178,6 +184,33 @@ class LineSearch:
     def succeeded(self) -> bool:
         """Whether the search has ended with a step that has sufficient decrease, be it a Wolfe step or not."""
         return self.done and self.best_step > 0
+
+    @property
+    def noise(self) -> float:
+        """An estimate of the rounding in the objective, from what this search has seen.
+
+        Along a step so short that the promised change ``t |f'(0)|`` is within the noise allowed, the change should be
+        that of the trapezoid rule, ``t (f'(0) + f'(t)) / 2``. The estimate is the largest difference from it. A few
+        samples of rounding, and mostly one: good for the order of magnitude. Slopes that do not belong to the values
+        count as noise in it, too. Where no step was so short it is not measured, but what the options allow.
+        """
+        allowed = self.options.relative_noise * abs(self._start.value)
+        return allowed if self._noise_seen is None else self._noise_seen
+
+    @property
+    def decrease_ratio(self) -> float:
+        """The decrease at the best step over the promised one, ``t |f'(0)|``; NaN if there is no step.
+
+        At least `c1`, unless slopes stood in for values that are the same but for rounding.
+        """
+        if self.best_step == 0:
+            return math.nan
+        return (self.best_value - self._start.value) / (self.best_step * self._start.slope)
+
+    @property
+    def slope_ratio(self) -> float:
+        """What is left of the slope at the best step, ``|f'(t)| / |f'(0)|``; NaN if there is no step."""
+        return abs(self._best_slope / self._start.slope) if self.best_step > 0 else math.nan
 
     def tell(self, value: float, slope: float) -> None:
         """Take the objective and its slope at `step`, and either end or choose the next `step`.
@@ -202,7 +235,7 @@ class LineSearch:
         # stand in for the values, nothing less will do: a wrong gradient would vouch for itself.
         is_better = self._has_decrease(trial) and value < self.best_value and trial.value == value
         if outcome is Outcome.WOLFE or is_better:
-            self.best_step, self.best_value = trial.step, value
+            self.best_step, self.best_value, self._best_slope = trial.step, value, slope
         if outcome is not Outcome.RUNNING:
             self._end(outcome)
             return
@@ -219,9 +252,11 @@ class LineSearch:
         noise = self.options.relative_noise * max(abs(self._start.value), abs(trial.value))
         is_noise = abs(trial.value - self._start.value) <= noise
         self._all_noise = self._all_noise and is_noise
-        if not is_noise or trial.step * abs(self._start.slope) > noise:
+        if trial.step * abs(self._start.slope) > noise:
             return trial
-        return replace(trial, value=self._start.value + trial.step * (self._start.slope + trial.slope) / 2)
+        change = trial.step * (self._start.slope + trial.slope) / 2
+        self._noise_seen = max(self._noise_seen or 0.0, abs(trial.value - self._start.value - change))
+        return replace(trial, value=self._start.value + change) if is_noise else trial
 
     def _judge(self, trial: Trial) -> Outcome:
         """Whether this trial ends the search."""

@@ -214,6 +214,9 @@ class Adagrad:
         return {"rule": self.name, **asdict(self)}
 
 
+ADAGRAD_SUMS = "accumulator"
+"""The name of Adagrad's sums of squared gradients among a rule's state."""
+
 AnyRule: TypeAlias = SGD | Momentum | Adagrad
 
 _RULES: Mapping[str, type[AnyRule]] = {rule.name: rule for rule in (SGD, Momentum, Adagrad)}

@@ -52,10 +52,10 @@ _ADVICE: Mapping[StopReason, str] = {
     StopReason.MAX_ITERATIONS: "If the loss was still falling, go on with initial=result.",
     StopReason.MAX_SECONDS: "If the loss was still falling, go on with initial=result.",
     StopReason.MAX_EVALUATIONS: "If the loss was still falling, go on with initial=result.",
-    StopReason.LINE_SEARCH_ROUNDING: "Nothing to do in this dtype; for a closer answer use dtype='float64'.",
+    StopReason.LINE_SEARCH_ROUNDING: "Nothing to do in this dtype; in float32, a closer answer takes dtype='float64'.",
     StopReason.LINE_SEARCH_FAILED: "Compare the objective's gradient with finite differences; if it is right, use "
     "dtype='float64' or scale the inputs to a similar range.",
-    StopReason.NOT_FINITE: "Look for huge values in the data, scale the inputs, or start from smaller parameters or a "
+    StopReason.NOT_FINITE: "Look for huge values in {place}, scale the inputs, or start from smaller parameters or a "
     "smaller rate.",
     StopReason.NO_DESCENT: "The gradient is zero, not finite or wrong: compare it with finite differences.",
     StopReason.EPOCHS_DONE: "If the validation loss was still falling, allow more epochs.",
@@ -80,7 +80,9 @@ class Stop:
     reason
         One of the closed set.
     numbers
-        The figures that led to it, by the names of the options and events that they belong to.
+        The figures that led to it, by the names of the options and events that they belong to. With `NOT_FINITE`, a
+        ``unit`` and its ``first_row`` and ``last_row`` say where it arose; with `LINE_SEARCH_ROUNDING`, ``noise`` is an
+        estimate of the rounding in the loss.
 
     Examples
     --------
@@ -93,8 +95,12 @@ class Stop:
 
     @property
     def advice(self) -> str:
-        """What to do about it, in one sentence."""
-        return _ADVICE[self.reason]
+        """What to do about it, in one sentence; names the unit and its rows where numbers that are not finite arose."""
+        place = "the data"
+        if {"unit", "first_row", "last_row"} <= self.numbers.keys():
+            unit, first, last = (f"{self.numbers[name]:.0f}" for name in ("unit", "first_row", "last_row"))
+            place = f"rows {first} to {last} (unit {unit})"
+        return _ADVICE[self.reason].format(place=place)
 
     @property
     def converged(self) -> bool:
@@ -103,7 +109,7 @@ class Stop:
 
     def __str__(self) -> str:
         """One line: the reason, then the numbers."""
-        numbers = ", ".join(f"{name}={number:.6g}" for name, number in self.numbers.items())
+        numbers = ", ".join(f"{name}={_written(number)}" for name, number in self.numbers.items())
         return f"{_MEANING[self.reason]} ({numbers})" if numbers else _MEANING[self.reason]
 
     def to_config(self) -> StopConfig:
@@ -212,6 +218,11 @@ def check_iteration(
         if limit is not None and used >= limit:
             return Stop(reason, {name: used, option: limit, "gradient_norm": gradient_norm})
     return None
+
+
+def _written(number: float) -> str:
+    """Six digits, but whole numbers whole: a row is found by all of its digits."""
+    return f"{number:.0f}" if float(number).is_integer() and abs(number) < 1e15 else f"{number:.6g}"
 
 
 def number_to_json(number: float) -> float | str:

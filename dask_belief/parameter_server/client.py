@@ -71,12 +71,21 @@ class ParameterServer:
         Where the shards are.
     caller
         Of the worker or the client that this runs on.
+
+    Attributes
+    ----------
+    directory
+        Where the shards are.
+    received_bytes, sent_bytes
+        Bytes of vectors that have come from the shards and gone to them so far, also where both are in one process.
     """
 
     def __init__(self, directory: Directory, caller: Caller) -> None:
         self.directory = directory
         self._caller = caller
         self._numbers = itertools.count()
+        self.received_bytes = 0
+        self.sent_bytes = 0
         self._pieces = [
             [
                 _Piece(shard, piece.start - span.start, slice(piece.start, piece.stop))
@@ -106,6 +115,7 @@ class ParameterServer:
 
         async def send(piece: _Piece) -> None:
             await self._call(piece, "write", name, piece.offset, vector[piece.place])
+            self.sent_bytes += vector[piece.place].nbytes
 
         await self._each_piece(send)
 
@@ -114,6 +124,7 @@ class ParameterServer:
 
         async def receive(piece: _Piece) -> None:
             into[piece.place] = await self._call(piece, "read", name, piece.offset, piece.length)
+            self.received_bytes += into[piece.place].nbytes
 
         await self._each_piece(receive)
 
@@ -146,7 +157,9 @@ class ParameterServer:
         saved: dict[int, SavedPiece] = {}
 
         async def receive(piece: _Piece) -> None:
-            saved[piece.place.start] = await self._call(piece, "save", piece.offset, piece.length)
+            given: SavedPiece = await self._call(piece, "save", piece.offset, piece.length)
+            saved[piece.place.start] = given
+            self.received_bytes += given.n_bytes
 
         await self._each_piece(receive)
         return saved
@@ -155,7 +168,9 @@ class ParameterServer:
         """Put back what `save` gave; the shards must be cut as they were."""
 
         async def send(piece: _Piece) -> None:
-            await self._call(piece, "restore", piece.offset, saved[piece.place.start])
+            given = saved[piece.place.start]
+            await self._call(piece, "restore", piece.offset, given)
+            self.sent_bytes += given.n_bytes
 
         await self._each_piece(send)
 
@@ -170,6 +185,7 @@ class ParameterServer:
 
         async def receive(piece: _Piece) -> None:
             into[piece.place] = await self._call(piece, "fetch", evaluation, piece.offset, piece.length)
+            self.received_bytes += into[piece.place].nbytes
 
         await self._each_piece(receive)
 
@@ -182,6 +198,7 @@ class ParameterServer:
                 # The shard keeps what it is given, while the replica uses its own again.
                 part = part.copy()
             await self._call(piece, "add", evaluation, node, piece.offset, part)
+            self.sent_bytes += part.nbytes
 
         await self._each_piece(send)
 
@@ -201,8 +218,11 @@ class ParameterServer:
                 piece, "exchange", key, piece.offset, piece.length, part, into is not None
             )
             counts.append(n_updates)
+            if part is not None:
+                self.sent_bytes += part.nbytes
             if into is not None:
                 into[piece.place] = values
+                self.received_bytes += into[piece.place].nbytes
 
         await self._each_piece(swap)
         return max(counts)

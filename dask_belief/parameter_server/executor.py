@@ -8,7 +8,6 @@ words on to its pieces, each of which talks to its own shards.
 from __future__ import annotations
 
 import concurrent.futures
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from dask_belief.cluster.actors import Caller
 from dask_belief.objective import Gradients, Objective
 from dask_belief.parameter_server.client import Directory, ParameterServer
 from dask_belief.parameter_server.messages import LeaseKey, PushKey
+from dask_belief.parameter_server.shared_fetch import shared_fetch
 
 Vector = NDArray[np.floating]
 
@@ -44,11 +44,21 @@ class BatchExecutor(Executor, Protocol):
     def add(self, unit: int) -> None:
         """Add what the last `compute` calls found, as unit number `unit`, to the sum of the lease."""
 
-    def drop_sum(self) -> None:
-        """Forget the sum of the lease."""
+    def sum_is_finite(self) -> bool:
+        """Whether the sum of the lease, whose units are all added, holds neither NaN nor infinity."""
 
-    def push_sum(self, evaluation: int, node: Node) -> concurrent.futures.Future[None]:
-        """Begin to push the sum of the lease `node`, and open a new one."""
+    def drop_gradient(self) -> None:
+        """Forget what was computed since the last `add`."""
+
+    def drop_sum(self) -> None:
+        """Forget the sum of the lease, and what was computed for it."""
+
+    def push_sum(self, evaluation: int, node: Node) -> concurrent.futures.Future[int]:
+        """Begin to push the sum of the lease `node`, and open a new one; ends with the bytes that were sent."""
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of vectors that were fetched so far."""
 
 
 class StepExecutor(Executor, Protocol):
@@ -76,7 +86,7 @@ def blocks(n_rows: int, block_rows: int) -> Iterator[slice]:
 
 
 class PlainExecutor:
-    """One flat vector, one objective, one thread.
+    """One flat vector, one objective, one thread: what the plain executors of both methods share.
 
     Parameters
     ----------
@@ -88,43 +98,24 @@ class PlainExecutor:
         Of the worker on which the replica runs.
     backend
         Where the arrays live.
-    n_units
-        Leaves of the tree in which leases are summed.
     """
 
-    def __init__(
-        self, objective: Objective, directory: Directory, caller: Caller, backend: Backend, n_units: int = 1
-    ) -> None:
+    def __init__(self, objective: Objective, directory: Directory, caller: Caller, backend: Backend) -> None:
         on = getattr(objective, "on", None)
         bound: Objective = objective if on is None else on(backend)
         self._gradients = Gradients(bound)
         self._backend = backend
         self._caller = caller
-        self._n_units = n_units
         self.server = ParameterServer(directory, caller)
-        shape, dtype = (directory.n_parameters,), directory.dtype
-        self._host = backend.host_empty(shape, dtype)
-        self.parameters: Vector = backend.asarray(self._host)
-        self.gradient: Vector = backend.empty(shape, dtype)
+        self.parameters: Vector
+        self.gradient = self._new_vector()
         self._is_started = False
         self._more: Vector | None = None
-        self._free: list[Vector] = []
-        self._sum = self._new_sum()
 
-    def fetch(self, evaluation: int) -> None:
-        """Bring the parameters of an evaluation."""
-        self._caller.run(self.server.fetch(evaluation, self._host))
-        self.use(self._host)
-
-    def use(self, host: Vector) -> Vector:
-        """Compute with the parameters in a host vector from now on; gives the host vector that was used before."""
-        former, self._host = self._host, host
-        arrived = self._backend.asarray(host)
-        if arrived is host:
-            self.parameters = host
-        else:
-            self._backend.xp.copyto(self.parameters, arrived)
-        return former
+    def _new_vector(self) -> Vector:
+        directory = self.server.directory
+        vector: Vector = self._backend.empty((directory.n_parameters,), directory.dtype)
+        return vector
 
     def compute(self, inputs: Any, targets: Any) -> float:
         """Find the gradient sum of some rows and add it to what the unit has; gives the loss sum of these rows."""
@@ -133,42 +124,86 @@ class PlainExecutor:
             self._is_started = True
             return self._gradients(self.parameters, inputs, targets, self.gradient)
         if self._more is None:
-            self._more = self._backend.empty(self.gradient.shape, self.gradient.dtype)
+            self._more = self._new_vector()
         loss = self._gradients(self.parameters, inputs, targets, self._more)
         self._backend.add_(self._more, self.gradient)
         return loss
 
     def gradient_is_finite(self) -> bool:
         """Whether the gradient found so far holds neither NaN nor infinity."""
-        extremes = self._backend.item(self.gradient.max()), self._backend.item(self.gradient.min())
-        return all(math.isfinite(extreme) for extreme in extremes)
+        return self._backend.is_finite(self.gradient)
 
     def take_gradient(self) -> Vector:
         """Give the gradient sum found so far, valid until the next `compute`, and begin a new one."""
         self._is_started = False
         return self.gradient
 
+    def drop_gradient(self) -> None:
+        """Forget what was computed since the gradient was last taken."""
+        self._is_started = False
+
+
+class PlainBatchExecutor(PlainExecutor):
+    """Units of Algorithm 1.2 with one flat vector.
+
+    Parameters
+    ----------
+    objective, directory, caller, backend
+        See `PlainExecutor`.
+    n_units
+        Leaves of the tree in which leases are summed.
+    """
+
+    def __init__(
+        self, objective: Objective, directory: Directory, caller: Caller, backend: Backend, n_units: int
+    ) -> None:
+        super().__init__(objective, directory, caller, backend)
+        self._n_units = n_units
+        self._shared = shared_fetch(self.server, caller, backend)
+        self._received_bytes = 0
+        self._free: list[Vector] = []
+        self._sum = self._new_sum()
+
+    def fetch(self, evaluation: int) -> None:
+        """Bring the parameters of an evaluation, which the replicas of a worker share."""
+        shared, n_bytes = self._shared.fetch(evaluation)
+        self.parameters = self._backend.asarray(shared)
+        # The host's memory may be filled for the next evaluation as soon as this returns.
+        self._backend.sync()
+        self._received_bytes += n_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of vectors that this replica fetched so far."""
+        return self._received_bytes
+
     def add(self, unit: int) -> None:
         """Add the unit's gradient to the sum of the lease, in the order of the tree."""
         total = self.take_gradient()
-        self.gradient = self._free.pop() if self._free else self._backend.empty(total.shape, total.dtype)
+        self.gradient = self._free.pop() if self._free else self._new_vector()
         self._sum.add(Node(0, unit), total)
+
+    def sum_is_finite(self) -> bool:
+        """Whether the sum of the lease holds neither NaN nor infinity."""
+        [total] = self._sum.waiting.values()
+        return self._backend.is_finite(total)
 
     def drop_sum(self) -> None:
         """Forget what was added since the last push: the evaluation it belonged to is over."""
-        self._is_started = False
+        self.drop_gradient()
         self._free.extend(self._sum.waiting.values())
         self._sum = self._new_sum()
 
-    def push_sum(self, evaluation: int, node: Node) -> concurrent.futures.Future[None]:
+    def push_sum(self, evaluation: int, node: Node) -> concurrent.futures.Future[int]:
         """Begin to push the sum of the lease `node`, each shard its slice; the future ends when all have it."""
         [total] = self._sum.waiting.values()
         self._sum = self._new_sum()
         return self._caller.start(self._push_sum(evaluation, node, total))
 
-    async def _push_sum(self, evaluation: int, node: Node, total: Vector) -> None:
+    async def _push_sum(self, evaluation: int, node: Node, total: Vector) -> int:
         await self.server.add(evaluation, node, self._backend.to_host(total))
         self._free.append(total)
+        return int(total.nbytes)
 
     def _new_sum(self) -> TreeSum[Vector]:
         return TreeSum(self._n_units, self._join)

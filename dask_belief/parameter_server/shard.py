@@ -7,6 +7,7 @@ there is no lock. Every call names the generation of the run, and every reply is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,24 @@ from dask_belief.errors import StaleError
 from dask_belief.optim.rules import Rule
 from dask_belief.parameter_server.gradient_sum import GradientSum
 from dask_belief.parameter_server.messages import (
+    Absolutes,
+    Align,
     BeginSum,
     Combine,
     Command,
     Dot,
     Drop,
     EndSum,
+    FirstHessian,
     LeaseKey,
     MaxNorm,
     Multiply,
+    ProjectedStep,
+    PseudoGradient,
     PushKey,
     Reply,
     SquaredPenalty,
+    Swap,
 )
 from dask_belief.parameter_server.vectors import Vectors
 
@@ -70,6 +77,16 @@ class ShardSpec:
     penalised: NDArray[np.bool_] | None = None
     rule: Rule | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The mask travels as bits: by way of Dask's scheduler, which is not made for a byte a parameter.
+        packed = None if self.penalised is None else np.packbits(self.penalised)
+        return self.__dict__ | {"penalised": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state["penalised"]
+        mask = None if packed is None else np.unpackbits(packed, count=len(state["shard"])).view(np.bool_)
+        self.__dict__.update(state | {"penalised": mask})
+
 
 @dataclass(frozen=True)
 class SavedPiece:
@@ -91,6 +108,11 @@ class SavedPiece:
     state: dict[str, Vector]
     marks: dict[LeaseKey, int]
     n_updates: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its vectors."""
+        return sum(vector.nbytes for vector in (self.values, *self.state.values()))
 
 
 class Shard:
@@ -122,6 +144,12 @@ class Shard:
         self._check(generation)
         return self._vectors[name][offset : offset + length].copy()
 
+    def memory(self, generation: int) -> dict[str, int]:
+        """Tell the bytes of all named vectors (``"vectors"``), and of gradient sums (``"waiting"``)."""
+        self._check(generation)
+        waiting = 0 if self._sum is None else self._sum.n_bytes
+        return {"vectors": self._vectors.n_bytes, "waiting": waiting}
+
     # Sandblaster (section 4.2): commands of the coordinator, gradients of the replicas.
 
     def execute(self, generation: int, number: int, commands: tuple[Command, ...]) -> tuple[Reply, ...]:
@@ -130,20 +158,32 @@ class Shard:
         if number < self._number:
             raise StaleError(f"shard {self._spec.index}: commands {number} came after {self._number}.")
         if number > self._number:
-            self._replies = tuple(self._run(command) for command in commands)
+            # What is not finite shows in the scalars, and whoever asked for them decides what to do.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._replies = tuple(self._run(command) for command in commands)
             self._number = number
         return self._replies
 
     def fetch(self, generation: int, evaluation: int, offset: int, length: int) -> Vector:
-        """Give a copy of a piece of the parameters of the evaluation under way."""
+        """Give a copy of a piece of the parameters of the evaluation under way.
+
+        Raises
+        ------
+        StaleError
+            When it is not under way, or not any more: its vector may have another name or other values by now.
+        """
         self._check(generation)
-        return self.read(generation, self._current_sum(evaluation).parameters, offset, length)
+        gradient_sum = self._current_sum(evaluation)
+        if gradient_sum.is_closed:
+            raise StaleError(f"shard {self._spec.index}: evaluation {evaluation} is over, its parameters are not kept.")
+        return self.read(generation, gradient_sum.parameters, offset, length)
 
     def add(self, generation: int, evaluation: int, node: Node, offset: int, piece: Vector) -> bool:
         """Take a piece of the gradient sum over the units of `node`; False when they were covered already."""
         self._check(generation)
         gradient_sum = self._current_sum(evaluation)
-        return gradient_sum.add(Node(*node), offset, piece)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return gradient_sum.add(Node(*node), offset, piece)
 
     def _current_sum(self, evaluation: int) -> GradientSum:
         if self._sum is None:
@@ -158,21 +198,33 @@ class Shard:
                 vectors.combine(into, terms)
             case Multiply(into, left, right):
                 vectors.multiply(into, left, right)
-            case Dot(pairs):
-                return [vectors.dot(left, right) for left, right in pairs]
+            case Swap(left, right):
+                vectors.swap(left, right)
+            case Dot(products):
+                return vectors.dots(products)
             case MaxNorm(name):
                 return vectors.max_norm(name)
             case SquaredPenalty(name):
                 return [vectors.squared_penalty(name)]
+            case Absolutes(name):
+                return [vectors.absolutes(name)]
+            case PseudoGradient(into, point, gradient, l1):
+                vectors.pseudo_gradient(into, point, gradient, l1)
+            case Align(direction, steepest, point):
+                vectors.align(direction, steepest, point)
+            case ProjectedStep(into, point, direction, steepest, step):
+                vectors.projected_step(into, point, direction, steepest, step)
+            case FirstHessian(into, sums):
+                vectors.first_hessian(into, sums)
             case Drop(name):
                 vectors.drop(name)
             case BeginSum(evaluation, parameters, n_units):
                 self._sum = GradientSum(evaluation, parameters, n_units)
             case EndSum(evaluation, into, n_rows, l2):
                 gradient_sum = self._current_sum(evaluation)
-                gradient = vectors.make(into)
-                gradient_sum.collect(gradient, n_rows)
-                vectors.add_penalty_gradient(gradient, gradient_sum.parameters, l2)
+                total = vectors.make(into)
+                gradient_sum.collect(total, n_rows)
+                vectors.add_penalty_gradient(total, gradient_sum.parameters, l2)
         return None
 
     # Downpour (section 4.1): updates by the replicas, each mini-batch once.

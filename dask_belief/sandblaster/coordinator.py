@@ -7,12 +7,14 @@ longer than a moment.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from dask_belief.binary_tree import Node, TreeSum
+from dask_belief.binary_tree import tree_total
 from dask_belief.cluster.hub import Hub
+from dask_belief.sandblaster.backups import BackupCounts
+from dask_belief.sandblaster.effort import Effort
 from dask_belief.sandblaster.unit_scheduler import Lease, UnitScheduler
 
 
@@ -28,14 +30,14 @@ class Report:
         The loss sum of each unit, float64, in order.
     faulty
         Units whose loss or gradient is NaN or infinite.
-    was_cached
-        Units whose data were in the replica's cache.
+    effort
+        What it cost.
     """
 
     lease: Lease
     losses: np.ndarray
     faulty: tuple[int, ...] = ()
-    was_cached: int = 0
+    effort: Effort = field(default_factory=Effort)
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class Status:
         Units whose loss or gradient is NaN or infinite.
     n_replicas
         Replicas that have said hello.
-    n_copies, n_cached
-        Leases that were copied; units that were found in a cache.
+    effort
+        Of all replicas on this evaluation.
+    busiest_seconds
+        Computing of the replica that computed longest.
+    backups
+        Copies of leases, over all evaluations.
     kinds
         What decides the last bits of a replica's results, each that was seen.
     """
@@ -62,8 +68,9 @@ class Status:
     loss: float | None
     faulty: tuple[int, ...]
     n_replicas: int
-    n_copies: int
-    n_cached: int
+    effort: Effort
+    busiest_seconds: float
+    backups: BackupCounts
     kinds: tuple[str, ...]
 
 
@@ -78,13 +85,15 @@ class Coordinator(Hub):
         Units of an evaluation.
     max_level
         Of a lease.
+    backup_after
+        See `UnitScheduler`.
     """
 
-    def __init__(self, generation: int, n_units: int, max_level: int) -> None:
+    def __init__(self, generation: int, n_units: int, max_level: int, backup_after: float | None) -> None:
         super().__init__(generation)
-        self._scheduler = UnitScheduler(n_units, max_level)
+        self._scheduler = UnitScheduler(n_units, max_level, backup_after)
         self._faulty: set[int] = set()
-        self._n_cached = 0
+        self._efforts: dict[str, Effort] = {}
 
     def _join(self, replica: str) -> None:
         self._scheduler.join(replica)
@@ -100,15 +109,34 @@ class Coordinator(Hub):
         self._check(generation)
         if self._scheduler.finish(replica, report.lease, report.losses, time.monotonic()):
             self._faulty.update(report.faulty)
-            self._n_cached += report.was_cached
+        self._efforts[replica] = self._efforts.get(replica, Effort()) + report.effort
         self._bell.ring()
+
+    async def give_up(self, generation: int, replica: str, lease: Lease) -> None:
+        """Take note that a replica broke a lease off, since it was no longer wanted."""
+        self._check(generation)
+        self._scheduler.give_up(replica, lease, time.monotonic())
+        self._bell.ring()
+
+    async def until_unwanted(self, generation: int, replica: str, lease: Lease, limit_seconds: float) -> bool:
+        """Tell a replica as soon as others have done its lease, or the run is over; False when the limit passes."""
+        self._check(generation)
+        until = time.monotonic() + limit_seconds
+        while self._is_wanted(lease) and (now := time.monotonic()) < until:
+            await self._bell.wait(until - now)
+        return not self._is_wanted(lease)
+
+    def _is_wanted(self, lease: Lease) -> bool:
+        # A run that its limit in seconds has ended does not wait for the leases that are out.
+        return not self._is_over and self._scheduler.is_wanted(lease)
 
     async def evaluate(self, generation: int, evaluation: int, limit_seconds: float) -> Status:
         """Open an evaluation, unless it is under way; give its status as soon as it is complete or the limit passes."""
         self._check(generation)
         if evaluation != self._scheduler.evaluation:
             self._faulty.clear()
-            self._scheduler.begin(evaluation)
+            self._efforts.clear()
+            self._scheduler.begin(evaluation, time.monotonic())
             self._bell.ring()
         until = time.monotonic() + limit_seconds
         while not self._scheduler.is_complete and (now := time.monotonic()) < until:
@@ -116,18 +144,11 @@ class Coordinator(Hub):
         scheduler = self._scheduler
         return Status(
             n_done=scheduler.n_done,
-            loss=_tree_total(scheduler.losses) if scheduler.is_complete else None,
+            loss=tree_total(scheduler.losses) if scheduler.is_complete else None,
             faulty=tuple(sorted(self._faulty)),
             n_replicas=len(self._replicas),
-            n_copies=scheduler.n_copies,
-            n_cached=self._n_cached,
+            effort=sum(self._efforts.values(), Effort()),
+            busiest_seconds=max((effort.computing_seconds for effort in self._efforts.values()), default=0.0),
+            backups=scheduler.backups,
             kinds=tuple(sorted(self._kinds)),
         )
-
-
-def _tree_total(losses: np.ndarray) -> float:
-    """The sum of the units' losses in the shape in which their gradients are summed."""
-    total: TreeSum[float] = TreeSum(len(losses), lambda left, right: left + right)
-    for unit, loss in enumerate(losses):
-        total.add(Node(0, unit), float(loss))
-    return total.total

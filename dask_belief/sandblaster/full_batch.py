@@ -4,41 +4,81 @@
 
     begin       trial point on the shards, sum opened, units handed out
     wait        while replicas compute and push; the driver looks after the cluster
-    end         gradient = sum / rows + penalty, its norm and slope, in one more round of messages
+    end         gradient = sum / rows + penalty, and whatever is asked about it, in one more round of messages
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.data.units import UnitPlan
+from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.errors import NonFiniteError, NoProgressError
 from dask_belief.parameter_server.deployment import Deployment
-from dask_belief.parameter_server.messages import BeginSum, Command, Dot, EndSum, MaxNorm, SquaredPenalty
+from dask_belief.parameter_server.messages import Absolutes, BeginSum, EndSum, SquaredPenalty
 from dask_belief.run import Run
 from dask_belief.sandblaster.coordinator import Status
+from dask_belief.sandblaster.round import Round
+
+Answers = dict[str, list[float]]
+
+
+class TimeIsUp(Exception):
+    """The run's seconds were used up in the middle of an evaluation, which is given up; its driver ends the run."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """A value of the objective, with what the line search and the stopping rules ask about its gradient.
+class Penalty:
+    """``l2 / 2 * ||w||^2 + l1 * ||w||_1``, over the penalised parameters.
+
+    Attributes
+    ----------
+    l2, l1
+        The weights, zero or more.
+    """
+
+    l2: float = 0.0
+    l1: float = 0.0
+
+    def ask(self, to_shards: Round, at: str) -> None:
+        """Ask for what `value` needs."""
+        if self.l2:
+            to_shards.ask("squares", SquaredPenalty(at))
+        if self.l1:
+            to_shards.ask("absolutes", Absolutes(at))
+
+    def value(self, answers: Answers) -> float:
+        """The penalty, from the answers of a round that was asked for it."""
+        [squares], [absolutes] = answers.get("squares", [0.0]), answers.get("absolutes", [0.0])
+        return 0.5 * self.l2 * squares + self.l1 * absolutes
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
 
     Attributes
     ----------
     value
         The objective: mean loss and penalty; NaN where a unit's loss or gradient is not finite.
-    slope
-        Along the direction; 0 where none was named.
-    gradient_norm
-        The largest magnitude in the gradient.
+    answers
+        To what was asked in the last round.
+    status
+        What the coordinator says of it: effort and backups.
+    vector_seconds
+        The rounds of messages to the shards, and their work in them.
+    fault
+        The first unit whose loss or gradient is not finite; None for none.
     """
 
     value: float
-    slope: float
-    gradient_norm: float
+    answers: Answers
+    status: Status
+    vector_seconds: float
+    fault: WorkUnit | None
 
 
 class FullBatch:
@@ -50,10 +90,12 @@ class FullBatch:
         The run, and its present generation.
     plan
         The units of an evaluation.
-    l2
-        Weight of the penalty.
+    penalty
+        What is added to the mean loss; only the part of `l2` has a gradient here.
     n_done
         Evaluations that the run made before.
+    max_seconds
+        Of the run; None for no limit. The first evaluation is made whatever it takes.
 
     Attributes
     ----------
@@ -61,40 +103,54 @@ class FullBatch:
         Evaluations that the run has made.
     """
 
-    def __init__(self, run: Run, deployment: Deployment, plan: UnitPlan, l2: float, n_done: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        deployment: Deployment,
+        plan: UnitPlan,
+        penalty: Penalty,
+        n_done: int,
+        max_seconds: float | None = None,
+    ) -> None:
         self.n_done = n_done
         self._run = run
         self._deployment = deployment
         self._plan = plan
-        self._l2 = l2
+        self._penalty = penalty
+        self._max_seconds = max_seconds
         self._last_progress = time.monotonic()
+        self._begun_seconds = 0.0
+        self._has_value = False
 
-    def begin(self, at: str, *prepare: Command) -> list[list[float]]:
-        """Open the sum of the next evaluation on the shards, after other commands in the same message.
+    def begin(self, to_shards: Round, at: str) -> Answers:
+        """Open the sum of the next evaluation, after the other commands of the round.
 
         Parameters
         ----------
+        to_shards
+            Commands that go before, such as those that make the vector `at`.
         at
             The name of the vector at which to evaluate.
-        *prepare
-            Commands to run before.
 
         Returns
         -------
-        list of list of float
-            The scalars of these commands.
+        dict
+            The answers of the round.
         """
-        return self._deployment.execute(*prepare, BeginSum(self.n_done + 1, at, len(self._plan)))
+        to_shards.do(BeginSum(self.n_done + 1, at, len(self._plan)))
+        answers = to_shards.send(self._deployment)
+        self._begun_seconds = to_shards.seconds
+        return answers
 
-    def finish(self, at: str, gradient: str, direction: str | None = None) -> Point:
+    def finish(self, at: str, gradient: str, ask: Callable[[Round], None]) -> Evaluated:
         """Make the pass over all rows that was begun.
 
         Parameters
         ----------
         at, gradient
             Names of vectors: where to evaluate, and where the gradient goes.
-        direction
-            The name of the vector along which the slope is wanted; None for the first evaluation.
+        ask
+            Adds to the last round what is wanted of the gradient.
 
         Raises
         ------
@@ -102,20 +158,29 @@ class FullBatch:
             When the first evaluation of a generation is NaN or infinite; names the units and their rows.
         NoProgressError
             When no unit was finished for longer than the limit.
+        TimeIsUp
+            When the run's seconds are used up, but for the first evaluation.
         """
         self.n_done += 1
         n_rows = self._run.facts.dataset.n_rows
         status = self._wait()
-        if direction is None and (status.faulty or not math.isfinite(status.loss or 0.0)):
+        is_finite = not status.faulty and math.isfinite(status.loss or 0.0)
+        if not self._has_value and not is_finite:
             raise NonFiniteError(self._fault(status))
-        commands: list[Command] = [EndSum(self.n_done, gradient, n_rows, self._l2), MaxNorm(gradient)]
-        commands.append(SquaredPenalty(at))
-        if direction is not None:
-            commands.append(Dot(((gradient, direction),)))
-        [norm], [squares], *slopes = self._deployment.execute(*commands)
+        self._has_value = True
+        to_shards = Round()
+        to_shards.do(EndSum(self.n_done, gradient, n_rows, self._penalty.l2))
+        self._penalty.ask(to_shards, at)
+        ask(to_shards)
+        answers = to_shards.send(self._deployment)
         loss = math.nan if status.faulty or status.loss is None else status.loss
-        value = loss / n_rows + 0.5 * self._l2 * squares
-        return Point(value=value, slope=slopes[0][0] if slopes else 0.0, gradient_norm=norm)
+        return Evaluated(
+            value=loss / n_rows + self._penalty.value(answers),
+            answers=answers,
+            status=status,
+            vector_seconds=self._begun_seconds + to_shards.seconds,
+            fault=self._plan[status.faulty[0]] if status.faulty else None,
+        )
 
     def _wait(self) -> Status:
         """Wait for the evaluation, and look after the cluster meanwhile."""
@@ -133,6 +198,8 @@ class FullBatch:
                 n_done, self._last_progress = status.n_done, now
             if status.loss is not None:
                 return status
+            if self._has_value and self._max_seconds is not None and self._run.seconds >= self._max_seconds:
+                raise TimeIsUp
             if now - self._last_progress > LIMITS.no_progress_seconds:
                 raise NoProgressError(
                     f"no unit was finished for {LIMITS.no_progress_seconds:g} seconds, with {status.n_done} of "

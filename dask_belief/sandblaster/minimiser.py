@@ -1,77 +1,57 @@
-"""L-BFGS on the shards: the main loop of Algorithm 1.2, of which only scalars are seen here.
+"""A batch method on the shards: the main loop of Algorithm 1.2, of which only scalars are seen here.
 
-One iteration costs two rounds of messages to the shards, whatever the history size, and one or two for each value of
-the line search::
+An evaluation costs two rounds of messages to the shards, and an iteration nothing beside its evaluations, whatever the
+history size::
 
-    accept      s, y, and their dot products with all that is kept   -> the coefficients of the direction
-    direction   combined, its slope, and the first trial point       -> evaluated by the replicas
-    trial       its gradient and slope                               -> another trial, or accept
+    begin       the last trial accepted, the direction combined, its slope, the next trial point
+                                                                        -> evaluated by the replicas
+    end         the trial's gradient and slope, and s, y and their dot products with all that is kept
+                                                                        -> the coefficients of the next direction
+
+The pair s, y goes to a slot that holds nothing, so a trial that the search refuses costs its dot products only.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from dask_belief.evaluation import SNAPSHOT
 from dask_belief.monitoring.events import IterationEnded
-from dask_belief.optim.lbfgs import GRADIENT, CurvatureMemory
-from dask_belief.optim.line_search import LineSearch, StrongWolfe
+from dask_belief.optim.direction import DirectionRule, Product
 from dask_belief.optim.line_search import Outcome as SearchOutcome
 from dask_belief.optim.stopping import Criteria, Stop, StopReason, check_iteration
 from dask_belief.parameter_server.deployment import Deployment
-from dask_belief.parameter_server.messages import Combine, Dot
+from dask_belief.parameter_server.messages import Combine, Dot, MaxNorm
 from dask_belief.run import Run
-from dask_belief.sandblaster.full_batch import FullBatch, Point
+from dask_belief.sandblaster.full_batch import Evaluated, FullBatch, TimeIsUp
+from dask_belief.sandblaster.progress import Costs, Progress
+from dask_belief.sandblaster.round import Round
+from dask_belief.sandblaster.steps import (
+    GRADIENT,
+    POINT,
+    SLOPE,
+    TRIAL,
+    TRIAL_GRADIENT,
+    Search,
+    Steps,
+)
 
 logger = logging.getLogger(__name__)
 
-POINT, TRIAL, DIRECTION, TRIAL_GRADIENT = "x", "trial", "d", "trial_g"
-
-# The relative rounding of a sum of losses. Below it the line search trusts slopes instead of values; with 1e-8 for
-# float32 it gave up on a softmax regression at a gradient of 1e-6, with 1e-7 it went on to 2e-9.
-_NOISE = {"float32": 1e-7, "float64": 1e-15}
-
-
-@dataclass
-class Progress:
-    """How far a run is; it outlasts a generation of actors.
-
-    Attributes
-    ----------
-    iteration, evaluations
-        Done so far.
-    value
-        The objective at the last point; NaN before the first evaluation.
-    kept_iteration, kept_value
-        Of the point that was last copied to the driver.
-    """
-
-    iteration: int = 0
-    evaluations: int = 0
-    value: float = math.nan
-    kept_iteration: int = 0
-    kept_value: float = math.nan
-
-    def keep(self) -> None:
-        """Note that the last point was copied to the driver."""
-        self.kept_iteration, self.kept_value = self.iteration, self.value
-
-    def go_back(self) -> None:
-        """Go back to the kept point: what came after it was lost."""
-        self.iteration, self.value = self.kept_iteration, self.kept_value
-
 
 class Minimiser:
-    """L-BFGS on one generation of actors.
+    """One batch method on one generation of actors.
 
     Parameters
     ----------
     run, deployment, batch
         The run, its present generation, and the evaluations on it.
-    criteria, history_size
-        When to stop, and how many pairs to keep.
+    rule, steps
+        What decides directions, and how a search goes along one.
+    criteria
+        When to stop.
     progress
         Where the run is; kept up to date.
     """
@@ -81,34 +61,34 @@ class Minimiser:
         run: Run,
         deployment: Deployment,
         batch: FullBatch,
+        rule: DirectionRule,
+        steps: Steps,
         criteria: Criteria,
-        history_size: int,
         progress: Progress,
     ) -> None:
         self._run = run
         self._deployment = deployment
         self._batch = batch
+        self._rule = rule
+        self._steps = steps
         self._criteria = criteria
         self._progress = progress
-        self._memory = CurvatureMemory(history_size)
-        self._options = StrongWolfe(c1=1e-4, relative_noise=_NOISE[run.facts.dtype])
+        self._costs = Costs()
+        # Commands that go with the next round: what makes the last trial the present point.
+        self._pending = Round()
+        # The last evaluation whose value was not finite.
+        self._fault: Evaluated | None = None
         self._validated_iteration = -1
 
     def minimise(self) -> Stop:
         """Iterate from the vector `POINT` of the shards until there is a reason to stop."""
-        progress = self._progress
-        point, previous = self._first_point(), None
-        while (stop := self._after_iteration(point, previous)) is None:
-            found = self._search(point)
-            if isinstance(found, Stop):
-                return found
-            previous, (step, point) = point.value, found
-            self._accept()
-            progress.iteration += 1
-            progress.value = point.value
-            self._emit(point, step)
-            if self._run.keep(self._deployment, POINT):
-                progress.keep()
+        try:
+            stop = self._iterate()
+        except TimeIsUp:
+            logger.info("the time allowed was used up within an evaluation, which is given up")
+            limit = float(self._criteria.max_seconds or 0.0)
+            stop = Stop(StopReason.MAX_SECONDS, {"seconds": self._run.seconds, "max_seconds": limit})
+        self._settle()
         return stop
 
     def validate(self) -> dict[str, float]:
@@ -119,119 +99,203 @@ class Minimiser:
         self._start_validation()
         return self._run.finish_validation()
 
-    def _first_point(self) -> Point:
-        self._batch.begin(POINT)
-        point = self._finish(POINT, GRADIENT)
-        pairs = self._memory.pairs_to_dot(None)
-        [dots] = self._deployment.execute(Dot(tuple(pairs)))
-        self._memory.update(None, dict(zip(pairs, dots, strict=True)))
+    # Iterations.
+
+    def _iterate(self) -> Stop:
+        progress = self._progress
+        value, norm, previous = *self._first_point(), None
+        while (stop := self._after_iteration(value, norm, previous)) is None:
+            found = self._search(value, norm)
+            if isinstance(found, Stop):
+                return found
+            search, trial = found
+            curvature = self._accept(trial, search.best_step)
+            previous, value, norm = value, trial.value, _norm(trial)
+            progress.iteration += 1
+            progress.value = value
+            self._emit(search, trial, curvature)
+            if self._run.is_keeping_due:
+                self._keep()
+        return stop
+
+    def _first_point(self) -> tuple[float, float]:
+        products = self._rule.products(None)
+
+        def ask(to_shards: Round) -> None:
+            self._steps.at_start(to_shards)
+            to_shards.ask("norm", MaxNorm(self._steps.steepest))
+            to_shards.ask("dots", Dot(self._named(products, self._steps.steepest)))
+
+        self._batch.begin(Round(), POINT)
+        point = self._finish(POINT, GRADIENT, ask)
+        self._rule.update(None, dict(zip(products, point.answers["dots"], strict=True)))
         self._progress.value = point.value
         self._progress.keep()
-        return point
+        return point.value, _norm(point)
 
-    def _after_iteration(self, point: Point, previous: float | None) -> Stop | None:
+    def _after_iteration(self, value: float, norm: float, previous: float | None) -> Stop | None:
         self._run.poll_validation()
         if self._run.is_validation_due:
             self._start_validation()
         progress = self._progress
-        asked = self._run.asked_to_stop(iteration=progress.iteration, loss=point.value)
+        asked = self._run.asked_to_stop(iteration=progress.iteration, loss=value)
         return asked or check_iteration(
             self._criteria,
             iteration=progress.iteration,
             evaluations=progress.evaluations,
             seconds=self._run.seconds,
-            loss=point.value,
+            loss=value,
             previous_loss=previous,
-            gradient_norm=point.gradient_norm,
+            gradient_norm=norm,
         )
 
-    def _search(self, point: Point) -> tuple[float, Point] | Stop:
+    def _accept(self, trial: Evaluated, step: float) -> float:
+        """Move to the trial point, with the next round; gives the curvature of the step."""
+        slot = self._rule.free_slot()
+        products = self._rule.products(slot)
+        update = self._rule.update(slot, dict(zip(products, trial.answers["dots"], strict=True)), step)
+        self._steps.accept(self._pending)
+        if update.change is not None:
+            terms = tuple((coefficient, name) for name, coefficient in update.change.items())
+            self._pending.do(Combine(f"y{slot}", terms))
+        if not update.is_kept:
+            logger.info("iteration %d: the next direction makes no use of this step", self._progress.iteration + 1)
+        return update.curvature
+
+    def _settle(self) -> None:
+        """Carry out what waits for the next round, so that `POINT` is the last point."""
+        if not self._pending.is_empty:
+            self._next_round().send(self._deployment)
+
+    def _next_round(self) -> Round:
+        pending, self._pending = self._pending, Round()
+        return pending
+
+    # Searches.
+
+    def _search(self, value: float, norm: float) -> tuple[Search, Evaluated] | Stop:
         """Find the next point along the direction, with steepest descent as the second try."""
-        search, trial = self._line_search(point)
-        if not search.succeeded and self._memory.n_pairs:
-            logger.info("no step along the L-BFGS direction (%s): steepest descent", search.outcome.value)
-            self._memory.reset()
-            search, trial = self._line_search(point)
+        search, trial = self._along_direction(value)
+        is_worth_another = search.outcome is not SearchOutcome.ROUNDING or self._steps.tries_again_after_rounding
+        if not search.succeeded and self._rule.has_memory and is_worth_another:
+            logger.info("no step along the direction (%s): steepest descent", search.outcome.value)
+            self._rule.reset()
+            search, trial = self._along_direction(value)
         if not search.succeeded or trial is None:
-            return _no_step(search, point)
+            return self._no_step(search, value, norm)
         if search.step != search.best_step:
             # The last trial was not the best one: go back to it for its gradient.
-            trial = self._try(search.best_step)
-        return search.best_step, trial
-
-    def _line_search(self, point: Point) -> tuple[LineSearch, Point | None]:
-        direction = tuple((coefficient, name) for name, coefficient in self._memory.direction().items())
-        first_step = min(self._memory.first_step(), self._options.max_step)
-        # The first trial point is made in the message that brings the slope.
-        [[slope]] = self._batch.begin(
-            TRIAL, Combine(DIRECTION, direction), Dot(((DIRECTION, GRADIENT),)), self._move(first_step)
-        )
-        search = LineSearch(self._options, point.value, slope, first_step)
-        trial = None
-        if not search.done:
-            trial = self._finish(TRIAL, TRIAL_GRADIENT, DIRECTION)
-            search.tell(trial.value, trial.slope)
-        while not search.done:
-            trial = self._try(search.step)
-            search.tell(trial.value, trial.slope)
+            trial = self._try(Round(), search.best_step)
         return search, trial
 
-    def _try(self, step: float) -> Point:
-        self._batch.begin(TRIAL, self._move(step))
-        return self._finish(TRIAL, TRIAL_GRADIENT, DIRECTION)
+    def _along_direction(self, value: float) -> tuple[Search, Evaluated | None]:
+        to_shards = self._next_round()
+        self._steps.aim(to_shards, self._rule.direction())
+        first_step = self._steps.first_step(self._rule.first_step())
+        # The first trial point is made in the message that brings the slope.
+        self._steps.move(to_shards, first_step)
+        [slope] = self._batch.begin(to_shards, TRIAL)[SLOPE]
+        search = self._steps.search(value, slope, first_step)
+        trial = None
+        if not search.done:
+            trial = self._evaluate()
+            search.tell(trial.value, trial.answers[SLOPE][0])
+        while not search.done:
+            trial = self._try(Round(), search.step)
+            search.tell(trial.value, trial.answers[SLOPE][0])
+        return search, trial
 
-    def _move(self, step: float) -> Combine:
-        return Combine(TRIAL, ((1.0, POINT), (step, DIRECTION)))
+    def _try(self, to_shards: Round, step: float) -> Evaluated:
+        self._steps.move(to_shards, step)
+        self._batch.begin(to_shards, TRIAL)
+        return self._evaluate()
 
-    def _finish(self, at: str, gradient: str, direction: str | None = None) -> Point:
-        point = self._batch.finish(at, gradient, direction)
+    def _evaluate(self) -> Evaluated:
+        """Evaluate at the trial point, and find all that is needed should it be accepted."""
+        steps, slot = self._steps, self._rule.free_slot()
+
+        def ask(to_shards: Round) -> None:
+            steps.measure(to_shards)
+            to_shards.do(
+                Combine(f"s{slot}", ((1.0, TRIAL), (-1.0, POINT))),
+                Combine(f"y{slot}", ((1.0, TRIAL_GRADIENT), (-1.0, GRADIENT))),
+            )
+            to_shards.ask("norm", MaxNorm(steps.trial_steepest))
+            to_shards.ask("dots", Dot(self._named(self._rule.products(slot), steps.trial_steepest)))
+
+        return self._finish(TRIAL, TRIAL_GRADIENT, ask)
+
+    def _finish(self, at: str, gradient: str, ask: Callable[[Round], None]) -> Evaluated:
+        evaluated = self._batch.finish(at, gradient, ask)
         self._progress.evaluations = self._batch.n_done
-        return point
+        self._costs.add(evaluated)
+        if not math.isfinite(evaluated.value):
+            self._fault = evaluated
+        return evaluated
 
-    def _accept(self) -> None:
-        """Move to the trial point: new pair, new gradient, and the dot products for the next direction."""
-        slot = self._memory.free_slot()
-        pairs = self._memory.pairs_to_dot(slot)
-        [dots] = self._deployment.execute(
-            Combine(f"s{slot}", ((1.0, TRIAL), (-1.0, POINT))),
-            Combine(f"y{slot}", ((1.0, TRIAL_GRADIENT), (-1.0, GRADIENT))),
-            Combine(POINT, ((1.0, TRIAL),)),
-            Combine(GRADIENT, ((1.0, TRIAL_GRADIENT),)),
-            Dot(tuple(pairs)),
-        )
-        if not self._memory.update(slot, dict(zip(pairs, dots, strict=True))):
-            logger.info("iteration %d: the pair has no positive curvature, left out", self._progress.iteration + 1)
+    @staticmethod
+    def _named(products: list[Product], steepest: str) -> tuple[Product, ...]:
+        """The products that a rule asks for, with the vector that its gradient stands for."""
+        return tuple(tuple(steepest if name == GRADIENT else name for name in product) for product in products)
 
-    def _emit(self, point: Point, step: float) -> None:
+    def _no_step(self, search: Search, value: float, norm: float) -> Stop:
+        """Say why no direction gave a step."""
+        reasons = {
+            SearchOutcome.ROUNDING: StopReason.LINE_SEARCH_ROUNDING,
+            SearchOutcome.NOT_FINITE: StopReason.NOT_FINITE,
+            SearchOutcome.NO_DESCENT: StopReason.NO_DESCENT,
+        }
+        reason = reasons.get(search.outcome, StopReason.LINE_SEARCH_FAILED)
+        numbers = {"loss": value, "gradient_norm": norm, "evaluations": float(search.evaluations)}
+        if reason is StopReason.LINE_SEARCH_ROUNDING:
+            numbers["noise"] = search.noise
+        if reason is StopReason.NOT_FINITE and self._fault is not None and self._fault.fault is not None:
+            unit = self._fault.fault
+            numbers |= {"unit": float(unit.number), "first_row": float(unit.start), "last_row": float(unit.stop - 1)}
+        return Stop(reason, numbers)
+
+    # What others are told, and what is kept.
+
+    def _emit(self, search: Search, trial: Evaluated, curvature: float) -> None:
         progress = self._progress
+        costs: Mapping[str, float] = self._costs.take()
         event = IterationEnded(
             iteration=progress.iteration,
             evaluations=progress.evaluations,
-            loss=point.value,
-            gradient_norm=point.gradient_norm,
-            step=step,
+            loss=trial.value,
+            gradient_norm=_norm(trial),
+            step=search.best_step,
             seconds=self._run.seconds,
             passes=float(progress.evaluations),
+            curvature=curvature,
+            decrease_ratio=search.decrease_ratio,
+            slope_ratio=search.slope_ratio,
+            **costs,  # type: ignore[arg-type]
         )
         logger.info(
-            "iteration %d: f %.8g, |g| %.3g, step %.3g, %d evaluations, %.1f s",
-            *(event.iteration, event.loss, event.gradient_norm, event.step, event.evaluations, event.seconds),
+            "iteration %d: f %.8g, |g| %.3g, step %.3g, curvature %.3g, %d evaluations, %.1f s (replicas computed "
+            "%.2f s, waited %.2f s, read %.2f s, sent %.2f s; vectors %.3f s), %.1f MB, cache %d of %d, backups %d",
+            *(event.iteration, event.loss, event.gradient_norm, event.step, event.curvature, event.evaluations),
+            *(event.seconds, event.computing_seconds, event.waiting_seconds, event.reading_seconds),
+            *(event.sending_seconds, event.vector_seconds, (event.fetched_bytes + event.pushed_bytes) / 1e6),
+            *(event.cache_hits, event.cache_hits + event.cache_misses, event.backups_started),
         )
         self._run.emit(event)
 
+    def _keep(self) -> None:
+        """Copy the last point to the driver."""
+        self._settle()
+        self._run.keep(self._deployment, POINT)
+        self._costs.copied_bytes += self._run.best.nbytes
+        self._progress.keep()
+
     def _start_validation(self) -> None:
+        self._settle()
         self._deployment.execute(Combine(SNAPSHOT, ((1.0, POINT),)))
         self._run.start_validation(self._deployment.directory, float(self._progress.evaluations))
         self._validated_iteration = self._progress.iteration
 
 
-def _no_step(search: LineSearch, point: Point) -> Stop:
-    """Say why no direction gave a step."""
-    reasons = {
-        SearchOutcome.ROUNDING: StopReason.LINE_SEARCH_ROUNDING,
-        SearchOutcome.NOT_FINITE: StopReason.NOT_FINITE,
-        SearchOutcome.NO_DESCENT: StopReason.NO_DESCENT,
-    }
-    reason = reasons.get(search.outcome, StopReason.LINE_SEARCH_FAILED)
-    numbers = {"loss": point.value, "gradient_norm": point.gradient_norm, "evaluations": float(search.evaluations)}
-    return Stop(reason, numbers)
+def _norm(evaluated: Evaluated) -> float:
+    [norm] = evaluated.answers["norm"]
+    return norm

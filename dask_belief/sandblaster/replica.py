@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,8 +24,10 @@ from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.errors import DaskBeliefError, ReplicaError, StaleError
 from dask_belief.objective import Objective
 from dask_belief.parameter_server.client import Directory
-from dask_belief.parameter_server.executor import BatchExecutor, PlainExecutor, blocks
+from dask_belief.parameter_server.executor import BatchExecutor, PlainBatchExecutor, blocks
 from dask_belief.sandblaster.coordinator import Report
+from dask_belief.sandblaster.effort import Effort
+from dask_belief.sandblaster.memory_plan import most_in_flight
 from dask_belief.sandblaster.unit_scheduler import Lease
 
 logger = logging.getLogger(__name__)
@@ -29,9 +35,10 @@ logger = logging.getLogger(__name__)
 Batch = tuple[np.ndarray, np.ndarray]
 
 CACHE_SHARE = 0.4
-"""The part of a worker's memory limit that is used to keep decoded data between passes."""
+"""The part of a worker's memory limit, or of a device's free memory, that keeps decoded data between passes."""
 
-_DELIVERIES_IN_FLIGHT = 2
+# A lease that has taken so long may have been copied: from then on the replica listens whether it is still wanted.
+_WATCH_AFTER_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class ReplicaSpec:
     backend
         The name of the backend.
     cache_bytes
-        For decoded data; None for the default share of the worker's memory.
+        For decoded data; None for the default share of the worker's memory, or of the device's.
     """
 
     objective: Objective
@@ -69,6 +76,10 @@ def sandblaster_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> st
     return live(replica, spec.backend, lambda standing: Evaluator(spec, dataset, replica, standing))
 
 
+class Unwanted(Exception):
+    """Others have done the lease: what is left of it is not worth computing."""
+
+
 class Evaluator:
     """Asks for leases, computes them, pushes their sums, reports.
 
@@ -79,17 +90,21 @@ class Evaluator:
     def __init__(self, spec: ReplicaSpec, dataset: Dataset, replica: str, standing: Standing) -> None:
         self._spec = spec
         self._dataset = dataset
+        self._replica = replica
         self._standing = standing
         self._caller = Caller.of_worker(standing.worker)
         self._backend = get_backend(spec.backend)
-        self._executor: BatchExecutor = PlainExecutor(
-            spec.objective, spec.directory, self._caller, self._backend, n_units=len(spec.plan)
+        self._executor: BatchExecutor = PlainBatchExecutor(
+            spec.objective, spec.directory, self._caller, self._backend, len(spec.plan)
         )
-        default_bytes = int(CACHE_SHARE * standing.memory_bytes)
+        default_bytes = int(CACHE_SHARE * (self._backend.free_bytes() or standing.memory_bytes))
         self._cache = UnitCache(default_bytes if spec.cache_bytes is None else spec.cache_bytes)
+        self._counted = self._cache.stats
         self._prefetcher = Prefetcher(self._read, self._cache, ready_bytes=read_ahead_bytes(standing))
         generation = spec.directory.generation
         self._hub = HubLine(spec.coordinator, generation, replica, standing, self._caller, self._read_ahead)
+        vector_bytes = spec.directory.n_parameters * np.dtype(spec.directory.dtype).itemsize
+        self._most_in_flight = most_in_flight(vector_bytes)
         self._fetched = -1
         self._deliveries: list[Asked] = []
 
@@ -98,70 +113,116 @@ class Evaluator:
         self._hub.hello(self._backend.kind())
         asked = self._hub.ask()
         while not self._standing.should_end:
+            began = time.monotonic()
             answer = self._hub.answer(asked)
+            waited = time.monotonic() - began
             self._settle()
             if isinstance(answer, Over):
                 return RUN_IS_OVER
-            asked = self._process(answer) if answer is not None else self._hub.ask()
+            asked = self._process(answer, waited) if answer is not None else self._hub.ask()
         return "cancelled, or the coordinator was silent"
 
     def close(self) -> None:
         """Let the reader go."""
         self._prefetcher.close()
 
-    def _process(self, lease: Lease) -> Asked:
+    def _process(self, lease: Lease, waited: float) -> Asked:
         """Compute the units of a lease and begin to push their sum; gives the question for the next lease."""
-        n_units = len(self._spec.plan)
-        units = [self._spec.plan[number] for number in lease.node.leaves(n_units)]
-        hits = self._cache.stats.hits
+        work = _Lease(self._hub, lease, waited)
+        units = [self._spec.plan[number] for number in lease.node.leaves(len(self._spec.plan))]
         asked: Asked | None = None
-        losses: list[float] = []
-        faulty: list[int] = []
         try:
-            if lease.evaluation != self._fetched:
-                self._executor.fetch(lease.evaluation)
-                self._fetched = lease.evaluation
+            self._fetch(work)
+            losses: list[float] = []
             for unit in units:
-                if self._standing.should_end:
-                    self._executor.drop_sum()
-                    return asked or self._hub.ask()
                 if unit is units[-1]:
                     asked = self._hub.ask()
-                losses.append(self._compute(unit))
-                if not (np.isfinite(losses[-1]) and self._executor.gradient_is_finite()):
-                    faulty.append(unit.number)
+                losses.append(self._compute(unit, work))
                 self._executor.add(unit.number)
-        except StaleError:
-            # The evaluation was completed by others, or given up, since the lease was handed out.
+        except (StaleError, Unwanted):
+            # The lease was done by others, or the evaluation given up, since it was handed out.
             self._executor.drop_sum()
             self._prefetcher.drop()
+            self._deliveries.append(self._hub.start("give_up", lease))
             return asked or self._hub.ask()
-        report = Report(lease, np.array(losses), tuple(faulty), self._cache.stats.hits - hits)
-        self._deliver(report)
+        is_finite = bool(np.isfinite(losses).all()) and self._executor.sum_is_finite()
+        faulty = () if is_finite else self._faulty(units, losses)
+        self._deliver(Report(lease, np.array(losses), faulty, work.effort + self._lookups()))
         return asked or self._hub.ask()
 
-    def _compute(self, unit: WorkUnit) -> float:
+    def _lookups(self) -> Effort:
+        """What the cache was asked since the last lease; the reader asks ahead, so not lease by lease."""
+        before, self._counted = self._counted, self._cache.stats
+        return Effort(
+            cache_hits=self._counted.hits - before.hits, cache_misses=self._counted.misses - before.misses
+        )
+
+    def _fetch(self, work: _Lease) -> None:
+        """Bring the parameters of the evaluation, once (section 4.2: at the start of a batch)."""
+        evaluation = work.lease.evaluation
+        if evaluation == self._fetched:
+            return
+        began, before = time.monotonic(), self._executor.received_bytes
+        self._executor.fetch(evaluation)
+        self._fetched = evaluation
+        work.effort += Effort(
+            sending_seconds=time.monotonic() - began, fetched_bytes=self._executor.received_bytes - before
+        )
+
+    def _compute(self, unit: WorkUnit, work: _Lease) -> float:
+        began = time.monotonic()
         inputs, targets = self._prefetcher.take(unit, timeout_seconds=LIMITS.no_progress_seconds)
+        taken = time.monotonic()
         try:
             loss = 0.0
             for rows in blocks(unit.rows, self._spec.plan.block_rows):
+                if self._standing.is_cancelled or work.is_unwanted:
+                    raise Unwanted
                 loss += self._executor.compute(inputs[rows], targets[rows])
-            return loss
-        except DaskBeliefError:
+        except (DaskBeliefError, Unwanted):
             raise
         except Exception as error:
             raise ReplicaError(
                 f"the objective raised {type(error).__name__}: {error}, in unit {unit.number} (rows {unit.start} to "
                 f"{unit.stop - 1}) on {self._standing.worker.address}. Call loss_and_gradient on these rows to see it."
             ) from error
+        work.effort += Effort(reading_seconds=taken - began, computing_seconds=time.monotonic() - taken)
+        return loss
+
+    def _faulty(self, units: Sequence[WorkUnit], losses: Sequence[float]) -> tuple[int, ...]:
+        """The units of a lease whose loss or gradient is not finite: their gradients are found once more, one by one.
+
+        That a sum is finite says the same of its parts, so this is done for a lease that is not.
+        """
+        faulty = []
+        for unit, loss in zip(units, losses, strict=True):
+            inputs, targets = self._read(unit)
+            for rows in blocks(unit.rows, self._spec.plan.block_rows):
+                self._executor.compute(inputs[rows], targets[rows])
+            if not (np.isfinite(loss) and self._executor.gradient_is_finite()):
+                faulty.append(unit.number)
+            self._executor.drop_gradient()
+        # Where only the addition overflowed, it is the lease as a whole.
+        return tuple(faulty) or tuple(unit.number for unit in units)
 
     def _deliver(self, report: Report) -> None:
         """Push the sum of a lease and report it, while the replica goes on."""
         pushed = self._executor.push_sum(report.lease.evaluation, report.lease.node)
-        self._deliveries.append(self._hub.report_after(pushed, report))
-        while len(self._deliveries) > _DELIVERIES_IN_FLIGHT:
+        self._deliveries.append(self._caller.start(self._report(pushed, report)))
+        while len(self._deliveries) > self._most_in_flight:
             self._deliveries.pop(0).result(2 * LIMITS.call_seconds)
         self._settle()
+
+    async def _report(self, pushed: concurrent.futures.Future[int], report: Report) -> None:
+        """Report a lease once its sum is on the shards; one that is refused as stale was done by others."""
+        began = time.monotonic()
+        try:
+            n_bytes = await asyncio.wrap_future(pushed)
+        except StaleError:
+            await self._hub.call("give_up", report.lease)
+            return
+        sent = Effort(sending_seconds=time.monotonic() - began, pushed_bytes=n_bytes)
+        await self._hub.call("report", replace(report, effort=report.effort + sent))
 
     def _settle(self) -> None:
         """Let go of deliveries that are through; one that failed ends the replica, and its lease goes to another."""
@@ -169,8 +230,37 @@ class Evaluator:
             self._deliveries.pop(0).result()
 
     def _read(self, unit: WorkUnit) -> Batch:
-        return self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))
+        """Decode a unit, and bring it to where it is computed: there the cache holds it."""
+        inputs, targets = self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))
+        batch = self._backend.asarray(inputs), self._backend.asarray(targets)
+        # It is read by one thread and computed by another.
+        self._backend.sync()
+        return batch
 
     def _read_ahead(self, lease: Lease) -> None:
         plan = self._spec.plan
         self._prefetcher.schedule([plan[number] for number in lease.node.leaves(len(plan))])
+
+
+class _Lease:
+    """A lease while it is computed: what it cost so far, and whether it is still wanted."""
+
+    def __init__(self, hub: HubLine, lease: Lease, waited: float) -> None:
+        self.lease = lease
+        self.effort = Effort(waiting_seconds=waited)
+        self._hub = hub
+        self._began = time.monotonic()
+        self._listening: Asked | None = None
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether others have done it; asked of the hub beside the computing, and only by a lease that takes long."""
+        if time.monotonic() - self._began < _WATCH_AFTER_SECONDS:
+            return False
+        if self._listening is None:
+            self._listening = self._hub.start("until_unwanted", self.lease, LIMITS.poll_seconds)
+        if not self._listening.done():
+            return False
+        is_unwanted = bool(self._listening.result())
+        self._listening = None
+        return is_unwanted

@@ -1,29 +1,38 @@
 """Which replica computes which units next: events and the clock in, leases out.
 
 A lease is a node of the binary tree over unit numbers, so that a lease's sum is a node of the fixed sum. Leases are
-long at first and short near the end (guided self-scheduling), so that all replicas end together whatever their speed
-(section 4.2: "much smaller than 1/N of the batch"). A replica is given the units that it had in the last evaluation
-first, in sequence, since it has their data. When no unit is left unleased, a lease that takes far longer than leases
-do is copied to an idle replica; the first to finish counts.
+long at first and short near the end (guided self-scheduling), and longer for a quick replica than for a slow one, so
+that all end together (section 4.2: "much smaller than 1/N of the batch"). A replica is given the units that it had in
+the last evaluation first, in sequence, since it has their data. When no unit is left unleased, idle replicas are given
+copies of what is late or slow; the first to finish counts::
+
+                      next_lease                         finish
+    unleased units ───────────────> out at one replica ──────────> done
+          ^                             │       ^                    ^
+          │  leave, give_up             │ late  │ or slow            │ the first of them
+          └─────────────────────────────┤       │                    │
+                                        └─> out at two or three ─────┘
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dask_belief.binary_tree import Node
+from dask_belief.sandblaster.backups import BackupCounts, BackupQueue, Idle, Outstanding
+from dask_belief.sandblaster.pace import Paces, lease_units
+from dask_belief.sandblaster.unleased_units import NOBODY, UnleasedUnits
 
-_UNLEASED, _LEASED, _DONE = 0, 1, 2
+# Before any speed is known nobody knows either who else is about to come: nobody's fair share is more than this.
+_UNKNOWN_SHARE = 0.25
 
-# A lease is copied when it has been out for so many times what leases of its size take; never before the first time.
-_COPY_FACTOR = 3.0
-_COPY_AFTER_SECONDS = 0.25
-
-# A lease costs about three messages of a millisecond or two each.
-_LEASE_SECONDS = 0.01
+# Helping one another scatters the units of a replica, and a lease must lie in one run. With more runs a replica than
+# this, on average, leases have become many and short enough to be worth reading some units anew.
+_MOST_RUNS = 8
 
 
 @dataclass(frozen=True)
@@ -42,25 +51,35 @@ class Lease:
     node: Node
 
 
-def should_copy(age_seconds: float, n_units: int, unit_seconds: float | None) -> bool:
-    """Whether a lease that is out so long is worth a copy on an idle replica.
+@dataclass(eq=False)
+class _Replica:
+    """A replica that takes part; `number` says who owns units, `reported` is when a lease of it last came to an end."""
 
-    Parameters
-    ----------
-    age_seconds
-        How long the lease has been out.
-    n_units
-        Its units.
-    unit_seconds
-        What a unit has taken so far; None before any is known, when nothing can be called slow.
-    """
-    if unit_seconds is None:
-        return False
-    return age_seconds > max(_COPY_AFTER_SECONDS, _COPY_FACTOR * n_units * unit_seconds)
+    name: str
+    number: int
+    reported: float = -math.inf
+    held: dict[Lease, _Out] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Out:
+    """A lease that is out; a copy knows what it was copied from. What was spent before `counted` counts as wasted."""
+
+    lease: Lease
+    holder: _Replica
+    issued: float
+    copied_from: _Out | None = None
+    counted: float = -math.inf
+
+    @property
+    def depth(self) -> int:
+        return 0 if self.copied_from is None else self.copied_from.depth + 1
 
 
 class UnitScheduler:
     """Leases the units of one evaluation after another; pure, so it can be driven by any clock.
+
+    A question or report costs the logarithm of the number of replicas, and a little for each unit of the lease.
 
     Parameters
     ----------
@@ -68,103 +87,130 @@ class UnitScheduler:
         Units of an evaluation.
     max_level
         The largest level of a lease: the partial sums of a lease of level l take l + 1 vectors.
+    backup_after
+        A lease may be copied when it has been out for so many times what it should take; also before, when its holder
+        is so slow that the idle replica will clearly be done earlier. 0: every lease, as soon as a replica is idle;
+        None: never.
 
     Attributes
     ----------
     evaluation
         The evaluation under way; -1 before the first.
-    n_copies
-        Leases that were copied, over all evaluations.
+    n_done
+        Units of the evaluation that are done.
+    backups
+        What became of copies, over all evaluations.
     """
 
-    def __init__(self, n_units: int, max_level: int) -> None:
+    def __init__(self, n_units: int, max_level: int, backup_after: float | None = 1.5) -> None:
         self.n_units = n_units
         self.evaluation = -1
-        self.n_copies = 0
+        self.n_done = n_units
+        self.backups = BackupCounts()
         self._max_level = max_level
-        self._state = np.full(n_units, _DONE, np.int8)
-        self._owner = np.full(n_units, -1, np.int64)
+        # By unit: whether it is done, its loss, how many replicas have it leased (0 once it is done), and the number
+        # of the replica that computed it last.
+        self._is_done = np.ones(n_units, bool)
         self._losses = np.zeros(n_units, np.float64)
-        self._replicas: dict[str, int] = {}
+        self._n_holders = np.zeros(n_units, np.int8)
+        self._owner = np.full(n_units, NOBODY, np.int64)
+        self._replicas: dict[str, _Replica] = {}
+        self._by_number: dict[int, _Replica] = {}
         self._n_seen = 0
-        self._out: dict[tuple[str, Node], float] = {}
-        self._unit_seconds: float | None = None
+        self._paces = Paces()
+        self._unleased = UnleasedUnits(n_units, self._seconds_left)
+        self._copyable = BackupQueue(self._look, backup_after)
 
     def join(self, replica: str) -> None:
         """Count a replica in; one that is known already stays as it is."""
         if replica not in self._replicas:
-            self._replicas[replica] = self._n_seen
+            joined = _Replica(replica, self._n_seen)
             self._n_seen += 1
+            self._replicas[replica] = self._by_number[joined.number] = joined
+            self._paces.join(replica)
 
     def leave(self, replica: str) -> None:
         """Count a replica out: what it had leased and nobody else has is unleased again."""
-        self._replicas.pop(replica, None)
-        for lease in [lease for lease in self._out if lease[0] == replica]:
-            del self._out[lease]
-        held = np.zeros(self.n_units, bool)
-        for _, node in self._out:
-            held[_units(node, self.n_units)] = True
-        self._state[(self._state == _LEASED) & ~held] = _UNLEASED
+        left = self._replicas.pop(replica, None)
+        if left is None:
+            return
+        del self._by_number[left.number]
+        self._paces.leave(replica)
+        held, left.held = left.held, {}
+        for out in held.values():
+            self._release(out)
+        self._unleased.look_again(left.number)
 
-    def begin(self, evaluation: int) -> None:
-        """Open an evaluation: every unit is unleased."""
+    def begin(self, evaluation: int, now: float) -> None:
+        """Open an evaluation: every unit is unleased, and what is still out of the one before is of no use."""
+        for replica in self._replicas.values():
+            # It works on the first that it holds; the others wait for that.
+            for out in itertools.islice(replica.held.values(), 1):
+                self._waste(self._uncounted(out, now))
+            for out in replica.held.values():
+                out.counted = now
         self.evaluation = evaluation
-        self._state[:] = _UNLEASED
-        self._out.clear()
+        self.n_done = 0
+        self._is_done[:] = False
+        self._n_holders[:] = 0
+        self._copyable.clear()
+        self._paces.settle()
         self._share_orphans()
+        self._gather_scattered()
+        self._unleased.fill(self._owner)
 
     def _share_orphans(self) -> None:
         """Give units whose owner is gone, or that never had one, to the replicas in equal runs."""
-        numbers = np.array(sorted(self._replicas.values()), np.int64)
+        numbers = np.array(sorted(self._by_number), np.int64)
         orphans = np.flatnonzero(~np.isin(self._owner, numbers))
         if len(numbers) and len(orphans):
             self._owner[orphans] = numbers[np.arange(len(orphans)) * len(numbers) // len(orphans)]
 
+    def _gather_scattered(self) -> None:
+        """Where owners have too many runs, give each one run of as many units, in the order of their longest ones."""
+        first = np.flatnonzero(np.diff(self._owner, prepend=NOBODY - 1))
+        if len(first) <= _MOST_RUNS * len(self._replicas):
+            return
+        owners, lengths = self._owner[first], np.diff(first, append=self.n_units)
+        by_owner = np.lexsort((lengths, owners))
+        is_longest = np.diff(owners[by_owner], append=NOBODY - 1) != 0
+        in_order = owners[np.sort(by_owner[is_longest])]
+        counts = np.bincount(self._owner - NOBODY)
+        self._owner[:] = np.repeat(in_order, counts[in_order - NOBODY])
+
     def next_lease(self, replica: str, now: float) -> Lease | None:
         """Give the next lease for a free replica; None when there is nothing for it at this moment."""
         self.join(replica)
-        unleased = self._state == _UNLEASED
-        n_left = int(np.count_nonzero(unleased))
-        node = self._pick(self._replicas[replica], unleased, n_left) if n_left else self._pick_copy(replica, now)
-        if node is None:
-            return None
-        units = _units(node, self.n_units)
-        fresh = self._state[units] == _UNLEASED
-        self._state[units][fresh] = _LEASED
-        self._out[replica, node] = now
-        return Lease(self.evaluation, node)
-
-    def _pick(self, number: int, unleased: np.ndarray, n_left: int) -> Node:
-        own = unleased & (self._owner == number)
-        if own.any():
-            allowed, unit = own, int(np.argmax(own))
+        asking = self._replicas[replica]
+        copied_from = None
+        if self._unleased.n_left:
+            node = self._take(asking)
+        elif (copy := self._copyable.choose(self._idle(asking), now)) is not None:
+            copied_from, node = copy
+            self.backups = replace(self.backups, started=self.backups.started + 1)
         else:
-            # The end of the longest remaining run of another: the part that its owner would come to last.
-            counts = np.bincount(self._owner[unleased] + 1)
-            allowed = unleased & (self._owner + 1 == int(np.argmax(counts)))
-            unit = self.n_units - 1 - int(np.argmax(allowed[::-1]))
-        level = min(self._lease_units(n_left).bit_length() - 1, self._max_level)
-        node = Node(0, unit)
-        while node.level < level and allowed[_units(node.parent(), self.n_units)].all():
-            node = node.parent()
-        return node
+            return None
+        lease = Lease(self.evaluation, node)
+        self._n_holders[self._units(node)] += 1
+        out = asking.held[lease] = _Out(lease, asking, now, copied_from)
+        self._copyable.offer(out)
+        return lease
 
-    def _lease_units(self, n_left: int) -> int:
-        """How many units a lease should have: half of a fair share, but not so few that asking takes the time."""
-        fair_share = n_left // len(self._replicas)
-        least = math.ceil(_LEASE_SECONDS / self._unit_seconds) if self._unit_seconds else 1
-        return max(1, fair_share // 2, min(least, fair_share))
+    def _take(self, replica: _Replica) -> Node:
+        unit_seconds, share = self._paces.unit_seconds(replica.name), self._paces.share(replica.name)
+        if unit_seconds is None:
+            share = min(share, _UNKNOWN_SHARE)
+        n_units = lease_units(self._unleased.n_left, share, unit_seconds, self.n_units)
+        level = min(n_units.bit_length() - 1, self._max_level)
+        if self._unleased.n_of(replica.number):
+            return self._unleased.take_first(replica.number, level)
+        owner = self._unleased.longest()
+        # What an owner has left is helped with from the end, which it would come to last.
+        return (self._unleased.take_last if owner in self._by_number else self._unleased.take_first)(owner, level)
 
-    def _pick_copy(self, replica: str, now: float) -> Node | None:
-        """The oldest lease that is slow, is out once, and belongs to another."""
-        nodes = [node for _, node in self._out]
-        for (holder, node), since in sorted(self._out.items(), key=lambda item: item[1]):
-            pending = int(np.count_nonzero(self._state[_units(node, self.n_units)] == _LEASED))
-            is_slow = pending > 0 and should_copy(now - since, pending, self._unit_seconds)
-            if is_slow and holder != replica and nodes.count(node) == 1:
-                self.n_copies += 1
-                return node
-        return None
+    def _idle(self, replica: _Replica) -> Idle:
+        held = tuple(lease.node for lease in replica.held if lease.evaluation == self.evaluation)
+        return Idle(self._paces.unit_seconds(replica.name), self._paces.share(replica.name), held)
 
     def finish(self, replica: str, lease: Lease, losses: np.ndarray, now: float) -> bool:
         """Take a finished lease, its loss sums a unit in order.
@@ -174,27 +220,38 @@ class UnitScheduler:
         bool
             False when it is of another evaluation, or others have finished all of it: the first to finish counts.
         """
-        if lease.evaluation != self.evaluation:
+        out, seconds = self._end(replica, lease, now, is_finished=True)
+        units = self._units(lease.node)
+        fresh = ~self._is_done[units] if lease.evaluation == self.evaluation else np.zeros(len(losses), bool)
+        n_fresh = int(np.count_nonzero(fresh))
+        if out is not None and n_fresh < len(losses):
+            self._waste(self._uncounted(out, now, seconds) * (1 - n_fresh / len(losses)))
+        if not n_fresh:
             return False
-        since = self._out.pop((replica, lease.node), None)
-        units = _units(lease.node, self.n_units)
-        fresh = self._state[units] != _DONE
-        if not fresh.any():
-            return False
-        if since is not None:
-            seconds = (now - since) / len(losses)
-            former = seconds if self._unit_seconds is None else self._unit_seconds
-            self._unit_seconds = 0.8 * former + 0.2 * seconds
+        if out is not None and out.copied_from is not None:
+            self.backups = replace(self.backups, won=self.backups.won + 1)
+        # Units of a replica that was thought lost wait for another; they need not wait any more.
+        waiting = units.start + np.flatnonzero(fresh & (self._n_holders[units] == 0))
+        self._unleased.remove(waiting, self._owner[waiting])
         self._losses[units][fresh] = losses[fresh]
-        self._state[units] = _DONE
+        self._is_done[units] = True
+        self._n_holders[units] = 0
+        self.n_done += n_fresh
         if replica in self._replicas:
-            self._owner[units] = self._replicas[replica]
+            self._owner[units] = self._replicas[replica].number
         return True
 
-    @property
-    def n_done(self) -> int:
-        """Units of the evaluation that are done."""
-        return int(np.count_nonzero(self._state == _DONE))
+    def give_up(self, replica: str, lease: Lease, now: float) -> None:
+        """Take note that a replica broke a lease off: what of it is still wanted, and with nobody else, is unleased."""
+        out, seconds = self._end(replica, lease, now, is_finished=False)
+        if out is None:
+            return
+        self._waste(self._uncounted(out, now, seconds))
+        self._release(out)
+
+    def is_wanted(self, lease: Lease) -> bool:
+        """Whether a lease is of the evaluation under way, and some unit of it is not done."""
+        return lease.evaluation == self.evaluation and not self._is_done[self._units(lease.node)].all()
 
     @property
     def is_complete(self) -> bool:
@@ -206,7 +263,91 @@ class UnitScheduler:
         """The loss sum of each unit, float64, ``(n_units,)``; of use once the evaluation is complete."""
         return self._losses.copy()
 
+    @property
+    def next_look(self) -> float:
+        """When an idle replica may find a lease late that is not late yet, by the clock; infinite when never.
 
-def _units(node: Node, n_units: int) -> slice:
-    units = node.leaves(n_units)
-    return slice(units.start, units.stop)
+        It need not ask before, unless something was reported meanwhile or someone has left.
+        """
+        return self._copyable.next_late
+
+    # What is out.
+
+    def _end(self, replica: str, lease: Lease, now: float, is_finished: bool) -> tuple[_Out | None, float]:
+        """Take a lease off its holder, and learn from it; gives it and its seconds, or None if it was not out there."""
+        known = self._replicas.get(replica)
+        out = known.held.pop(lease, None) if known is not None else None
+        if known is None or out is None:
+            return None, 0.0
+        # Replicas ask ahead: work on a lease begins when the one before is finished.
+        seconds = now - max(out.issued, known.reported)
+        known.reported = now
+        self._learn(replica, seconds, len(lease.node.leaves(self.n_units)), is_finished)
+        # Of an older evaluation, nothing more will be heard.
+        for older in [held for held in known.held if held.evaluation < lease.evaluation]:
+            del known.held[older]
+        # The next begins now, which tells when it should end.
+        for following in itertools.islice(known.held.values(), 1):
+            self._copyable.offer(following)
+        return out, seconds
+
+    def _release(self, out: _Out) -> None:
+        """Count a lease's holder off its units: what nobody holds waits again, the rest may be copied once more."""
+        if out.lease.evaluation != self.evaluation:
+            return
+        units = self._units(out.lease.node)
+        self._n_holders[units][~self._is_done[units]] -= 1
+        free = units.start + np.flatnonzero(~self._is_done[units] & (self._n_holders[units] == 0))
+        self._unleased.put_back(free, self._owner[free])
+        above = out.copied_from
+        while above is not None:
+            self._copyable.offer(above)
+            above = above.copied_from
+
+    def _look(self, out: _Out) -> Outstanding | None:
+        """The facts of a lease; None when it is out no longer."""
+        if out.lease not in out.holder.held or out.lease.evaluation != self.evaluation:
+            return None
+        unit_seconds, typical = self._paces.unit_seconds(out.holder.name), self._paces.typical_seconds
+        begins = out.holder.reported
+        for held in out.holder.held.values():
+            # One that is left from an evaluation before is broken off.
+            if held.lease.evaluation != self.evaluation:
+                continue
+            begins = max(begins, held.issued)
+            if held is out:
+                break
+            begins += (unit_seconds or 0.0) * len(held.lease.node.leaves(self.n_units))
+        holders = self._n_holders[self._units(out.lease.node)]
+        return Outstanding(
+            node=out.lease.node,
+            begins=begins,
+            seconds=None if unit_seconds is None else unit_seconds * len(holders),
+            typical_seconds=None if typical is None else typical * len(holders),
+            holders=holders,
+            depth=out.depth,
+        )
+
+    def _learn(self, replica: str, seconds: float, n_units: int, is_finished: bool) -> None:
+        is_first = self._paces.typical_seconds is None
+        (self._paces.note if is_finished else self._paces.note_at_least)(replica, seconds, n_units)
+        if is_first and self._paces.typical_seconds is not None:
+            self._copyable.rate()
+
+    def _seconds_left(self, owner: int, n_units: int) -> float:
+        """How long an owner would take for so many units; one that has left never comes to them."""
+        replica = self._by_number.get(owner)
+        return math.inf if replica is None else n_units * (self._paces.unit_seconds(replica.name) or 1.0)
+
+    def _uncounted(self, out: _Out, now: float, seconds: float | None = None) -> float:
+        """The seconds spent on a lease so far, less those that were counted as wasted before."""
+        if seconds is None:
+            seconds = max(0.0, now - max(out.issued, out.holder.reported))
+        return min(seconds, now - out.counted)
+
+    def _waste(self, seconds: float) -> None:
+        self.backups = replace(self.backups, wasted_seconds=self.backups.wasted_seconds + seconds)
+
+    def _units(self, node: Node) -> slice:
+        units = node.leaves(self.n_units)
+        return slice(units.start, units.stop)

@@ -101,8 +101,8 @@ def test_softmax_and_its_cross_entropy(backend: Backend, shape: tuple[int, int],
     close(backend, on_device, probabilities)
 
 
-def test_both_ways_to_the_largest_are_met() -> None:
-    """The shapes above lie on either side of the bound that chooses how NumPy finds the largest of a row."""
+def test_both_ways_of_softmax_are_met() -> None:
+    """The shapes above lie on either side of the bound that chooses whether NumPy turns rows into columns."""
     assert {columns <= FEW_COLUMNS for _, columns in SHAPES} == {True, False}
 
 
@@ -266,3 +266,15 @@ def test_views_with_gaps_are_written_on_the_host() -> None:
     close_to = np.tanh(wide(before[:, ::2]))
     np.testing.assert_allclose(whole[:, ::2], close_to, rtol=1e-5)
     np.testing.assert_array_equal(whole[:, 1::2], before[:, 1::2])
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_what_is_not_finite_is_found(backend: Backend, dtype: type[np.floating]) -> None:
+    """One NaN or infinity anywhere is told, in silence; numbers whose squares are too large are finite."""
+    values = np.ones(1000, dtype)
+    assert backend.is_finite(backend.asarray(values))
+    assert backend.is_finite(backend.asarray(values * np.sqrt(np.finfo(dtype).max)))
+    assert backend.is_finite(backend.asarray(values[:0]))
+    for bad in (np.nan, np.inf, -np.inf):
+        values[777] = bad
+        assert not backend.is_finite(backend.asarray(values))

@@ -25,6 +25,7 @@ class Desk:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.notes: list[tuple[Any, ...]] = []
+        self.is_done = threading.Event()
 
     async def hello(self, *told: Any) -> None:
         self.notes.append(("hello", *told))
@@ -38,6 +39,13 @@ class Desk:
 
     async def report(self, *told: Any) -> None:
         self.notes.append(("report", *told))
+
+    async def until_unwanted(self, *told: Any) -> bool:
+        """Answers as soon as the test lets it."""
+        self.notes.append(("until_unwanted", *told))
+        while not self.is_done.is_set():
+            await asyncio.sleep(0.001)
+        return True
 
 
 class Standing:
@@ -110,6 +118,37 @@ def test_lost_hub_is_told(actors: LocalActors) -> None:
     actors.actors.clear()
     with pytest.raises(ActorLostError, match="desk"):
         line.answer(line.ask())
+
+
+def test_any_word_may_be_said_in_the_replicas_name(actors: LocalActors) -> None:
+    """With the generation, and the hub's answer comes back."""
+    desk = Desk()
+    desk.is_done.set()
+    line, _, ahead = line_to(actors, desk)
+    assert actors.caller.run(line.call("until_unwanted", "a lease", 2.0)) is True
+    assert desk.notes == [("until_unwanted", GENERATION, "replica-0", "a lease", 2.0)]
+    assert ahead == []
+
+
+def test_word_that_was_begun_is_answered_later(actors: LocalActors) -> None:
+    """The replica's thread goes on meanwhile, and other words are said."""
+    desk = Desk("a lease")
+    line, standing, _ = line_to(actors, desk)
+    begun = line.start("until_unwanted", "another", 2.0)
+    assert line.answer(line.ask()) == "a lease"
+    assert not begun.done()
+    desk.is_done.set()
+    assert begun.result(10) is True
+    # Whether the hub is silent is known by its answers to questions for work.
+    assert (standing.n_asked, standing.n_heard) == (1, 1)
+
+
+def test_word_that_the_hub_does_not_hear_fails(actors: LocalActors) -> None:
+    """Whoever waits for the answer is told."""
+    line, _, _ = line_to(actors, Desk())
+    actors.actors.clear()
+    with pytest.raises(ActorLostError, match="desk"):
+        line.start("report", "done").result(10)
 
 
 def test_report_comes_after_its_push(actors: LocalActors) -> None:

@@ -145,3 +145,11 @@ def test_a_negative_capacity_is_refused():
     """Fewer than 0 bytes cannot be kept."""
     with pytest.raises(ArgumentError, match=r"^capacity_bytes"):
         UnitCache(-1)
+
+
+def test_looking_whether_a_unit_is_there_is_no_use() -> None:
+    """It counts neither as a hit nor as a miss, and changes nothing of who gives way."""
+    cache = UnitCache(capacity_bytes=100)
+    cache.put("a", (np.zeros(8), np.zeros(2)))
+    assert "a" in cache and "b" not in cache
+    assert (cache.stats.hits, cache.stats.misses) == (0, 0)

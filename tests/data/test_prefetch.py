@@ -181,3 +181,14 @@ def test_a_shelf_without_room_is_refused():
     """Fewer than 1 byte of ready units makes no sense."""
     with pytest.raises(ArgumentError, match=r"^ready_bytes"):
         Prefetcher(lambda unit: (np.zeros(1), np.zeros(1)), ready_bytes=0)
+
+
+def test_what_is_in_the_cache_is_not_read_ahead(source):
+    """It is left to `take`, so that the thread need not wake up, nor be made, for it."""
+    cache = UnitCache(10**6)
+    with Prefetcher(source.read, cache) as prefetcher:
+        prefetcher.take(UNITS[0], timeout_seconds=10)
+        prefetcher.schedule([UNITS[0]])
+        assert prefetcher._thread is None
+        prefetcher.take(UNITS[0], timeout_seconds=10)
+    assert (cache.stats.hits, cache.stats.misses) == (1, 1)

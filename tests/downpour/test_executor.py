@@ -118,6 +118,28 @@ def test_a_fetch_holds_the_pushes_before_it_and_takes_effect_at_its_step(
     np.testing.assert_array_equal(plain.parameters, values(server, actors))
 
 
+def test_host_vectors_are_used_in_turns(server: ParameterServer, actors: LocalActors) -> None:
+    """However many fetches and pushes: what was computed with before is filled by a later fetch."""
+    plain = executor(server, actors)
+    made = 0
+    host_empty = type(get_backend("numpy")).host_empty
+
+    def count(self: Any, shape: Any, dtype: Any) -> Any:
+        nonlocal made
+        made += 1
+        return host_empty(self, shape, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(get_backend("numpy")), "host_empty", count)
+        for step in range(1, 30):
+            plain.compute(rows(0), None)
+            plain.accrue(4)
+            plain.exchange(PushKey(LEASE, step - 1, step - 1), step)
+            plain.take_effect(step)
+    np.testing.assert_array_equal(plain.parameters, values(server, actors))
+    assert made <= 3
+
+
 @pytest.mark.parametrize(
     ("options", "is_made"), [({}, False), ({"fetch_lag": 0}, False), ({"n_fetch": 2}, True)], ids=str
 )

@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster
 import dask_belief as db
 from dask_belief.monitoring.events import WorkerLost
 from dask_belief.seeds import stream
+from tests.small_cluster import peak_bytes
 
 LIMIT = 320 * 2**20
 N_BLOCKS, BLOCK_ROWS, WIDTH = 30, 4000, 800
@@ -52,10 +53,4 @@ def test_data_larger_than_memory(small_workers: Client, large_store: Path, metho
     assert np.isfinite(result.loss)
     assert set(small_workers.nthreads()) == before
     assert not any(isinstance(event, WorkerLost) for event in result.history.events)
-
-    def peak_bytes() -> int:
-        # Not getrusage: what it gives is inherited from the process that started this one.
-        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
-        return 1024 * int(line.split()[1])
-
-    assert max(small_workers.run(peak_bytes).values()) < LIMIT
+    assert max(peak_bytes(small_workers).values()) < LIMIT

@@ -28,7 +28,31 @@ from dask_belief.optim.stopping import Stop, StopReason
 EVENTS: list[Event] = [
     RunStarted("Sandblaster", n_rows=1000, n_parameters=50, n_workers=3, planned=100.0),
     RunStarted("Downpour", n_rows=1000, n_parameters=50, n_workers=3, planned_unit="epochs", seconds=0.1),
-    IterationEnded(1, 2, loss=0.5, gradient_norm=0.1, step=1.0, seconds=0.2, passes=2.0),
+    IterationEnded(
+        1,
+        2,
+        loss=0.5,
+        gradient_norm=0.1,
+        step=1.0,
+        seconds=0.2,
+        passes=2.0,
+        curvature=1.5,
+        decrease_ratio=0.5,
+        slope_ratio=0.25,
+        waiting_seconds=0.01,
+        reading_seconds=0.02,
+        computing_seconds=0.3,
+        sending_seconds=0.04,
+        busiest_seconds=0.15,
+        vector_seconds=0.05,
+        fetched_bytes=400,
+        pushed_bytes=800,
+        cache_hits=7,
+        cache_misses=3,
+        backups_started=2,
+        backups_won=1,
+        backups_wasted_seconds=0.06,
+    ),
     DownpourProgressed(steps=10, epochs=0.25, rows=250, loss=0.7, seconds=0.3),
     Validated(loss=0.6, metrics={"accuracy": 0.8}, passes=2.0, seconds=0.4),
     WorkerLost("tcp://127.0.0.1:1", seconds=0.5),
@@ -62,6 +86,17 @@ def test_numbers_that_are_not_finite_come_back():
     assert event_from_config(json.loads(json.dumps(event_to_config(event), allow_nan=False))) == event
     lost = event_from_config(event_to_config(DownpourProgressed(1, epochs=0.1, rows=10, loss=math.nan, seconds=1.0)))
     assert isinstance(lost, DownpourProgressed) and math.isnan(lost.loss)
+
+
+def test_what_is_not_known_of_an_iteration_comes_back_as_not_known():
+    """A method without pairs has no curvature, and a search without slopes no ratio of them: NaN."""
+    event = IterationEnded(1, 2, loss=0.5, gradient_norm=0.1, step=1.0, seconds=0.2, passes=2.0)
+    again = event_from_config(json.loads(json.dumps(event_to_config(event), allow_nan=False)))
+    assert isinstance(again, IterationEnded)
+    unknown = [name for name, value in vars(again).items() if value != value]
+    assert unknown == ["curvature", "decrease_ratio", "slope_ratio"]
+    known = dict.fromkeys(unknown, 0.0)
+    assert dataclasses.replace(again, **known) == dataclasses.replace(event, **known)
 
 
 def test_words_for_numbers_stay_words_in_texts():

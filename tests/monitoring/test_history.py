@@ -41,6 +41,14 @@ def test_columns_hold_the_rows_that_have_them():
     assert len(history) == 6
 
 
+def test_diagnostics_of_iterations_are_columns():
+    """One value an iteration, whatever they are: numbers of the search, seconds, bytes, backups."""
+    history = History(EVENTS)
+    columns = {name: history[name] for name in ("curvature", "slope_ratio", "busiest_seconds", "pushed_bytes")}
+    assert columns == {"curvature": [1.5], "slope_ratio": [0.25], "busiest_seconds": [0.15], "pushed_bytes": [800]}
+    assert history["backups_won"] == [1]
+
+
 def test_downpours_epochs_are_its_passes():
     """Both methods have the column that curves are drawn against."""
     history = History([DownpourProgressed(steps=1, epochs=0.5, rows=5, loss=0.1, seconds=1.0)])

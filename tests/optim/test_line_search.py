@@ -345,6 +345,51 @@ def test_bad_options_are_refused_by_name(name, value):
         StrongWolfe(**{name: value})
 
 
+def test_the_ratios_tell_how_well_the_conditions_hold():
+    """On a parabola, whose numbers are known: half of the promise at the minimum, and what is left of the slope."""
+    search, _ = run(parabola(1.0))
+    assert (search.decrease_ratio, search.slope_ratio) == (0.5, 0.0)
+    search, _ = run(parabola(1.0), first_step=0.8)
+    assert search.decrease_ratio == pytest.approx(1 - 0.8 / 2)
+    assert search.slope_ratio == pytest.approx(0.2)
+
+
+def test_without_a_step_there_are_no_ratios():
+    """A search that has no step, and one that has only begun, give NaN."""
+    for search in (LineSearch(StrongWolfe(), 1.0, 1.0), LineSearch(StrongWolfe(), 1.0, -1.0)):
+        assert math.isnan(search.decrease_ratio) and math.isnan(search.slope_ratio)
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-9, 1e-12])
+def test_the_noise_is_seen_where_the_promise_is_below_it(noise):
+    """On a parabola of noise / 10 with noise of known size, the estimate is what was added (seeds 0-9)."""
+    curvature = noise / 10
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        added: list[float] = []
+
+        def function(t, generator=generator, added=added):
+            value, slope = parabola(1.0, curvature)(t)
+            added.append(noise * generator.uniform(-0.4, 0.4) if t else 0.0)
+            return 1.0 + value + added[-1], slope
+
+        search, _ = run(function, StrongWolfe(relative_noise=noise), first_step=0.01)
+        assert search.noise == pytest.approx(max(map(abs, added)), rel=1e-3)
+
+
+def test_noise_that_was_not_seen_is_what_the_options_allow():
+    """Where every promise is above the noise allowed, nothing was measured."""
+    search, _ = run(lambda t: (2.0 + (t - 1) ** 2, 2 * (t - 1)), StrongWolfe(relative_noise=1e-7))
+    assert search.noise == pytest.approx(3e-7)
+
+
+def test_a_jump_that_is_larger_than_the_noise_allowed_is_seen_as_well():
+    """The estimate is not cut to what was expected: that is when it is worth reading."""
+    search = LineSearch(StrongWolfe(relative_noise=1e-9, max_evaluations=1), 1.0, -1e-12)
+    search.tell(1.0 + 1e-5, -1e-12)
+    assert search.noise == pytest.approx(1e-5)
+
+
 def test_in_float32_a_run_goes_on_below_the_noise_of_its_values():
     """Logistic regression in float32: with the noise told, the gradient falls below 1e-7 at 1.5 evaluations a step."""
     generator = np.random.default_rng(21)

@@ -92,6 +92,21 @@ def test_every_reason_says_what_it_means_and_what_to_do(reason):
     assert str(again) == str(stop)
 
 
+def test_not_finite_names_the_rows_where_it_arose():
+    """With unit and rows among the numbers, the advice is to look there, and all digits of a row are written."""
+    where = {"loss": math.nan, "unit": 1041.0, "first_row": 12345000.0, "last_row": 12345999.0}
+    stop = Stop(StopReason.NOT_FINITE, where)
+    assert "huge values in rows 12345000 to 12345999 (unit 1041)" in stop.advice
+    assert "first_row=12345000" in str(stop)
+    assert "in the data" in Stop(StopReason.NOT_FINITE, {"loss": math.nan}).advice
+
+
+def test_rounding_tells_the_noise():
+    """The estimate of the noise is among the numbers of the line."""
+    stop = Stop(StopReason.LINE_SEARCH_ROUNDING, {"loss": 0.25, "noise": 3.1e-9})
+    assert "noise=3.1e-09" in str(stop)
+
+
 def test_converged_are_those_where_nothing_is_left_to_gain():
     """A small gradient, a small decrease and rounding count as converged, the other reasons do not."""
     converged = {reason for reason in StopReason if Stop(reason).converged}

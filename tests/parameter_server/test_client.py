@@ -18,14 +18,20 @@ from dask_belief.optim.rules import SGD, Adagrad
 from dask_belief.parameter_server import ranges as ranges_module
 from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.messages import (
+    Absolutes,
+    Align,
     BeginSum,
     Combine,
     Dot,
     EndSum,
+    FirstHessian,
     LeaseKey,
     MaxNorm,
+    ProjectedStep,
+    PseudoGradient,
     PushKey,
     SquaredPenalty,
+    Swap,
 )
 from dask_belief.parameter_server.ranges import BLOCK, shard_ranges
 from dask_belief.parameter_server.shard import VALUES
@@ -127,6 +133,84 @@ def test_scalars_do_not_depend_on_the_number_of_shards(actors: LocalActors) -> N
     assert squares == pytest.approx([wide_a @ wide_a])
 
 
+def test_step_of_owl_qn_does_not_depend_on_the_number_of_shards(actors: LocalActors) -> None:
+    """Scalars and the trial point have the same bits over one, two and four shards, in one round of messages."""
+    penalised = np.arange(N_PARAMETERS) % 5 > 0
+    run, answers, points = actors.caller.run, [], set()
+    for n_shards in (1, 2, 4):
+        server = deploy(actors, shard_ranges(N_PARAMETERS, n_shards), penalised=penalised)
+        for name in ("x", "g", "squares"):
+            run(server.write(name, np.square(random_vector(name)) if name == "squares" else random_vector(name)))
+        actors.calls.clear()
+        answers.append(
+            run(
+                server.execute(
+                    FirstHessian("h0", "squares"),
+                    PseudoGradient("v", "x", "g", 0.2),
+                    Combine("d", ((-1.0, "g"),)),
+                    Align("d", "v", "x"),
+                    Dot((("d", "v"), ("d", "v", "h0"))),
+                    ProjectedStep("trial", "x", "d", "v", 0.7),
+                    Swap("x", "trial"),
+                    Absolutes("x"),
+                    MaxNorm("v"),
+                )
+            )
+        )
+        assert actors.calls == {"execute": n_shards}
+        into = np.empty(N_PARAMETERS, np.float32)
+        run(server.read("x", into))
+        points.add(into.tobytes())
+    assert answers[0] == answers[1] == answers[2]
+    assert len(points) == 1
+    [slopes, [magnitudes], _] = answers[0]
+    assert slopes[0] < 0
+    assert slopes[1] < 0
+    point = np.frombuffer(points.pop(), np.float32)
+    assert magnitudes == pytest.approx(np.abs(point[penalised]).sum(dtype=np.float64), rel=1e-9)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_bytes_of_vectors_are_counted(actors: LocalActors, n_shards: int) -> None:
+    """By direction, whatever the pieces; scalars and commands are not."""
+    server = deploy(actors, shard_ranges(N_PARAMETERS, n_shards))
+    vector, run = random_vector("x"), actors.caller.run
+    n_bytes = vector.nbytes
+    run(server.write("x", vector))
+    assert (server.sent_bytes, server.received_bytes) == (n_bytes, 0)
+    run(server.execute(BeginSum(1, "x", 2), Dot((("x", "x"),))))
+    assert (server.sent_bytes, server.received_bytes) == (n_bytes, 0)
+    run(server.read("x", np.empty_like(vector)))
+    run(server.fetch(1, np.empty_like(vector)))
+    assert (server.sent_bytes, server.received_bytes) == (n_bytes, 2 * n_bytes)
+    run(server.add(1, Node(0, 1), vector))
+    assert (server.sent_bytes, server.received_bytes) == (2 * n_bytes, 2 * n_bytes)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_bytes_of_exchanges_are_counted(actors: LocalActors, n_shards: int) -> None:
+    """Of a push, a fetch, and both in one message."""
+    gradient, into = random_vector("g"), np.empty(N_PARAMETERS, np.float32)
+    server = begin_updates(actors, n_shards, random_vector("x"))
+    run, n_bytes, sent = actors.caller.run, gradient.nbytes, server.sent_bytes
+    run(server.exchange(PushKey(LEASE, 0, 0), gradient, None))
+    assert (server.sent_bytes - sent, server.received_bytes) == (n_bytes, 0)
+    run(server.exchange(None, None, into))
+    assert (server.sent_bytes - sent, server.received_bytes) == (n_bytes, n_bytes)
+    run(server.exchange(PushKey(LEASE, 1, 1), gradient, into))
+    assert (server.sent_bytes - sent, server.received_bytes) == (2 * n_bytes, 2 * n_bytes)
+
+
+def test_what_was_refused_is_not_counted(actors: LocalActors) -> None:
+    """A push into an evaluation that is over."""
+    server, vector = deploy(actors, shard_ranges(N_PARAMETERS, 1)), random_vector("x")
+    with pytest.raises(StaleError):
+        actors.caller.run(server.add(1, Node(0, 0), vector))
+    with pytest.raises(StaleError):
+        actors.caller.run(server.fetch(1, vector))
+    assert (server.sent_bytes, server.received_bytes) == (0, 0)
+
+
 def test_nan_on_one_shard_is_not_hidden(actors: LocalActors) -> None:
     """The norm over all shards is NaN when one of them holds a NaN."""
     server = deploy(actors, shard_ranges(N_PARAMETERS, 2))
@@ -209,11 +293,15 @@ def test_saved_server_goes_on_exactly(actors: LocalActors, n_shards: int) -> Non
     run(server.write(VALUES, random_vector("x")))
     run(server.begin_updates())
     run(server.exchange(PushKey(LEASE, 0, 0), gradient, None))
+    received = server.received_bytes
     saved = run(server.save())
+    # Values and one vector of state.
+    assert server.received_bytes - received == 2 * gradient.nbytes
     assert sorted(saved) == [0, BLOCK, 2 * BLOCK, 3 * BLOCK]
     run(server.exchange(PushKey(LEASE, 1, 1), gradient, into))
     successor = deploy(actors, spans, generation=1, rule=rule)
     run(successor.restore(saved))
+    assert successor.sent_bytes == 2 * gradient.nbytes
     assert run(successor.applied(LEASE)) == 0
     run(successor.exchange(PushKey(LEASE, 0, 0), gradient, None))
     again = np.empty_like(into)

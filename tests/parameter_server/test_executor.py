@@ -1,4 +1,4 @@
-"""The plain executor: fetch, compute, add in the tree's order, push, with vectors used again and again."""
+"""The plain executor of Sandblaster: fetch, compute, add in the tree's order, push, with vectors used again and again."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 
 from dask_belief.backend import Backend, get_backend
 from dask_belief.binary_tree import Node
+from dask_belief.cluster.actors import Caller
 from dask_belief.errors import StaleError
 from dask_belief.optim.rules import SGD
 from dask_belief.parameter_server.client import ParameterServer
-from dask_belief.parameter_server.executor import PlainExecutor, blocks
+from dask_belief.parameter_server.executor import PlainBatchExecutor, blocks
 from dask_belief.parameter_server.messages import BeginSum, EndSum
 from dask_belief.seeds import stream
 from tests.parameter_server.local_actors import LocalActors, deploy
@@ -71,9 +72,9 @@ def server(actors: LocalActors) -> ParameterServer:
     return server
 
 
-def executor(server: ParameterServer, actors: LocalActors, objective: Any = None, n_units: int = 1) -> PlainExecutor:
+def executor(server: ParameterServer, actors: LocalActors, objective: Any = None, n_units: int = 1) -> PlainBatchExecutor:
     chosen = SquaredDistance() if objective is None else objective
-    return PlainExecutor(chosen, server.directory, actors.caller, get_backend("numpy"), n_units)
+    return PlainBatchExecutor(chosen, server.directory, actors.caller, get_backend("numpy"), n_units)
 
 
 @pytest.mark.parametrize(("n_rows", "sizes"), [(1, [1]), (4, [4]), (5, [4, 1]), (12, [4, 4, 4])])
@@ -170,6 +171,7 @@ def test_push_into_an_evaluation_that_is_over_is_refused(server: ParameterServer
     actors.caller.run(server.execute(BeginSum(2, "x", N_UNITS)))
     with pytest.raises(StaleError):
         plain.push_sum(1, Node(0, 0)).result(10)
+    plain.fetch(2)
     with pytest.raises(StaleError):
         plain.fetch(1)
     plain.fetch(2)
@@ -194,13 +196,113 @@ def test_gradient_that_is_not_finite_is_seen(server: ParameterServer, actors: Lo
     assert plain.gradient_is_finite()
 
 
-def test_use_swaps_host_vectors(server: ParameterServer, actors: LocalActors) -> None:
-    """The executor computes with the vector that it was handed, and gives the former one back."""
-    plain = executor(server, actors)
+# What is told of a lease.
+
+
+def add_lease(plain: PlainBatchExecutor, node: Node, data: dict[int, np.ndarray] | None = None) -> None:
+    for unit in node.leaves(N_UNITS):
+        plain.compute((data or {}).get(unit, rows(unit)), None)
+        plain.add(unit)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("unit", [0, 3])
+def test_sum_that_is_not_finite_is_seen(
+    server: ParameterServer, actors: LocalActors, bad: float, unit: int
+) -> None:
+    """One bad element in one unit of the lease is enough, and the next lease starts clean."""
+    plain = executor(server, actors, n_units=N_UNITS)
     plain.fetch(1)
-    first = np.array([5.0, 6.0, 7.0], np.float32)
-    former = plain.use(first)
-    np.testing.assert_array_equal(former, [1, 2, 3])
-    assert plain.use(former) is first
-    plain.use(first)
-    assert plain.compute(first[None, :], None) == 0
+    node, data = Node(2, 0), rows(unit)
+    add_lease(plain, node)
+    assert plain.sum_is_finite()
+    plain.push_sum(1, node).result(10)
+    data[1, 2] = bad
+    add_lease(plain, node, {unit: data})
+    assert not plain.sum_is_finite()
+    plain.drop_sum()
+    add_lease(plain, node)
+    assert plain.sum_is_finite()
+
+
+def test_sum_whose_addition_overflows_is_not_finite(server: ParameterServer, actors: LocalActors) -> None:
+    """Each unit's gradient is a number, and their sum is none."""
+    plain = executor(server, actors, n_units=N_UNITS)
+    plain.fetch(1)
+    huge = np.full((1, N_FEATURES), -3e38, np.float32)
+    with np.errstate(over="ignore"):
+        for unit in (0, 1):
+            plain.compute(huge, None)
+            assert plain.gradient_is_finite()
+            plain.add(unit)
+    assert not plain.sum_is_finite()
+
+
+def test_dropped_gradient_leaves_nothing_behind(server: ParameterServer, actors: LocalActors) -> None:
+    """What was computed in between, such as to find a fault, is in no sum; the sum so far stays."""
+    plain = executor(server, actors, n_units=N_UNITS)
+    plain.fetch(1)
+    plain.compute(rows(0), None)
+    plain.add(0)
+    for unit in (3, 4):
+        plain.compute(rows(unit), None)
+    plain.drop_gradient()
+    plain.compute(rows(1), None)
+    plain.add(1)
+    plain.push_sum(1, Node(1, 0)).result(10)
+    x = np.array([1.0, 2.0, 3.0], np.float32)
+    [total] = [tree.waiting[Node(1, 0)] for tree in actors.actors["shard 0"]._sum._pieces.values()]
+    np.testing.assert_array_equal(total, (x - rows(0)).sum(axis=0) + (x - rows(1)).sum(axis=0))
+
+
+# What travels.
+
+
+def test_bytes_of_fetches_are_counted_once_an_evaluation(server: ParameterServer, actors: LocalActors) -> None:
+    """A second lease of an evaluation finds the parameters there."""
+    plain, n_bytes = executor(server, actors), 4 * N_FEATURES
+    assert plain.received_bytes == 0
+    for _ in range(2):
+        plain.fetch(1)
+        assert plain.received_bytes == n_bytes
+    actors.caller.run(server.execute(BeginSum(2, "x", N_UNITS)))
+    plain.fetch(2)
+    assert plain.received_bytes == 2 * n_bytes
+
+
+def test_bytes_are_those_of_the_replica_that_fetched(server: ParameterServer, actors: LocalActors) -> None:
+    """Replicas of one worker share what one of them brought: it travels once, and both compute with it."""
+    caller = Caller(actors.loop, actors.send, own_address="tcp://worker")
+    backend = get_backend("numpy")
+    first, second = (
+        PlainBatchExecutor(SquaredDistance(), server.directory, caller, backend, N_UNITS) for _ in range(2)
+    )
+    for plain in (first, second):
+        plain.fetch(1)
+    assert (first.received_bytes, second.received_bytes) == (4 * N_FEATURES, 0)
+    assert actors.calls["fetch"] == 1
+    assert first.compute(rows(0), None) == second.compute(rows(0), None)
+
+
+def test_push_tells_its_bytes(server: ParameterServer, actors: LocalActors) -> None:
+    """Once all shards have it, whatever the lease's size."""
+    plain = executor(server, actors, n_units=N_UNITS)
+    plain.fetch(1)
+    for node in (Node(2, 0), Node(0, 4)):
+        add_lease(plain, node)
+        assert plain.push_sum(1, node).result(10) == 4 * N_FEATURES
+    assert plain.received_bytes == 4 * N_FEATURES
+
+
+def test_objective_cannot_write_to_the_parameters(server: ParameterServer, actors: LocalActors) -> None:
+    """Others compute with them."""
+
+    class Careless(SquaredDistance):
+        def loss_and_gradient(self, parameters: Any, inputs: Any, targets: Any) -> tuple[float, Any]:
+            parameters -= inputs[0]
+            return 0.0, parameters
+
+    plain = executor(server, actors, Careless())
+    plain.fetch(1)
+    with pytest.raises(ValueError, match="read-only"):
+        plain.compute(rows(0), None)

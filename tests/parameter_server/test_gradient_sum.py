@@ -107,6 +107,39 @@ def test_sum_that_is_closed_too_early_is_refused(sent: list[tuple[Node, int, int
         total.collect(np.empty(LENGTH, np.float32), n_rows=1)
 
 
+def test_collected_sum_is_closed() -> None:
+    """A copy that comes late is dropped, whatever it covers, and the sum is not given twice."""
+    total = GradientSum(4, "x", 2)
+    total.add(Node(1, 0), 0, np.ones(LENGTH, np.float32))
+    into = np.empty(LENGTH, np.float32)
+    total.collect(into, n_rows=1)
+    assert total.is_closed
+    for node in (Node(0, 0), Node(1, 0)):
+        assert not total.add(node, 0, np.full(LENGTH, 9, np.float32))
+    assert total.n_bytes == 0
+    with pytest.raises(StaleError, match="evaluation 4 was closed before; its sum"):
+        total.collect(into, n_rows=1)
+    np.testing.assert_array_equal(into, 1)
+
+
+def test_bytes_are_those_of_nodes_that_wait() -> None:
+    """Joined nodes take the place of one, copies take none, and a collected sum is let go of."""
+    total = GradientSum(0, "x", 3)
+    held = []
+    for node, piece in [
+        (Node(0, 0), PIECES[0]),
+        (Node(0, 2), PIECES[0]),
+        (Node(0, 2), PIECES[0]),
+        (Node(0, 1), PIECES[0]),
+        (Node(2, 0), PIECES[1]),
+    ]:
+        total.add(node, piece.start, np.ones(piece.stop - piece.start, np.float32))
+        held.append(total.n_bytes)
+    assert held == [8, 16, 16, 8, 20]
+    total.collect(np.empty(LENGTH, np.float32), n_rows=1)
+    assert total.n_bytes == 0
+
+
 def test_another_evaluation_is_refused() -> None:
     """Both numbers are named."""
     total = GradientSum(4, "x", 2)

@@ -11,19 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_belief.binary_tree import Node
-from dask_belief.errors import StaleError
+from dask_belief.errors import ArgumentError, StaleError
 from dask_belief.optim.rules import SGD, Adagrad, Momentum, Rule
 from dask_belief.parameter_server.messages import (
+    Absolutes,
+    Align,
     BeginSum,
     Combine,
     Dot,
     Drop,
     EndSum,
+    FirstHessian,
     LeaseKey,
     MaxNorm,
     Multiply,
+    ProjectedStep,
+    PseudoGradient,
     PushKey,
     SquaredPenalty,
+    Swap,
 )
 from dask_belief.parameter_server.shard import STATE, VALUES, Shard, ShardSpec
 from dask_belief.parameter_server.vectors import join_nodes
@@ -110,6 +116,7 @@ def test_replies_are_copies() -> None:
         lambda shard, generation: shard.write(generation, "a", 0, np.zeros(1)),
         lambda shard, generation: shard.read(generation, "a", 0, 1),
         lambda shard, generation: shard.execute(generation, 0, ()),
+        lambda shard, generation: shard.memory(generation),
         lambda shard, generation: shard.fetch(generation, 0, 0, 1),
         lambda shard, generation: shard.add(generation, 0, Node(0, 0), 0, np.zeros(1)),
         lambda shard, generation: shard.begin_updates(generation),
@@ -154,6 +161,64 @@ def test_commands_are_run_in_order() -> None:
     assert join_nodes(squares, LENGTH) == 91
     with pytest.raises(KeyError):
         shard.read(GENERATION, "b", 0, LENGTH)
+
+
+def test_vectors_exchange_their_names_between_commands() -> None:
+    """What follows in the same batch finds them under the new ones."""
+    shard = batch_shard(a=np.ones(LENGTH), b=np.full(LENGTH, 5.0))
+    assert shard.execute(GENERATION, 0, (Swap("a", "b"), MaxNorm("a"), MaxNorm("b"))) == (None, 5.0, 1.0)
+
+
+def scalars(reply: Any) -> list[float]:
+    return [join_nodes([nodes], LENGTH) for nodes in reply]
+
+
+def test_products_may_be_of_three_vectors() -> None:
+    """Beside those of two, in the order in which they were asked for."""
+    shard = batch_shard(a=[1, 2, 3, 4, 5, -6], b=np.full(LENGTH, 2.0), c=[1, 0, 0, 0, 0, 1])
+    [dots] = shard.execute(GENERATION, 0, (Dot((("a", "b", "c"), ("a", "c"), ("a", "a", "b"))),))
+    assert scalars(dots) == [-10, -5, 2 * 91]
+
+
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "a", "a", "a")])
+def test_products_of_other_numbers_are_refused(names: tuple[str, ...]) -> None:
+    """Where the command is made, not on every shard."""
+    with pytest.raises(ArgumentError, match=r"^products: each is of two vectors or of three"):
+        Dot((("a", "a"), names))
+
+
+def test_orthant_wise_commands_are_run() -> None:
+    """Magnitudes, pseudo-gradient, alignment and projected step, where the last two elements are not penalised."""
+    penalised = np.array([True, True, True, True, False, False])
+    shard = batch_shard(penalised, x=[1, 0, 0, -2, 0, -1], g=[1, -3, 0.5, 1, 2, 2], d=[-4, 1, 1, 5, 1, 3])
+    commands = (
+        Absolutes("x"),
+        PseudoGradient("v", "x", "g", 1.0),
+        Align("d", "v", "x"),
+        Dot((("v", "d"),)),
+        ProjectedStep("trial", "x", "d", "v", 0.5),
+    )
+    replies = shard.execute(GENERATION, 0, commands)
+    assert scalars(replies[0]) == [3]
+    np.testing.assert_array_equal(shard.read(GENERATION, "v", 0, LENGTH), [2, -2, 0, 0, 2, 2])
+    np.testing.assert_array_equal(shard.read(GENERATION, "d", 0, LENGTH), [-4, 1, 0, 5, 1, 3])
+    assert scalars(replies[3]) == [-2]
+    np.testing.assert_array_equal(shard.read(GENERATION, "trial", 0, LENGTH), [0, 0.5, 0, 0, 0.5, 0.5])
+
+
+def test_pseudo_gradient_of_a_negative_weight_is_refused() -> None:
+    """Where the command is made."""
+    with pytest.raises(ArgumentError, match=r"^l1: "):
+        PseudoGradient("v", "x", "g", -1.0)
+
+
+def test_first_hessian_is_made_of_sums() -> None:
+    """Which may then be dropped."""
+    shard = batch_shard(sums=np.full(LENGTH, 4.0))
+    shard.execute(GENERATION, 0, (FirstHessian("h0", "sums"), Drop("sums")))
+    np.testing.assert_allclose(shard.read(GENERATION, "h0", 0, LENGTH), np.full(LENGTH, 1 / (2 + 1e-6)), rtol=1e-12)
+    with pytest.raises(KeyError):
+        shard.read(GENERATION, "sums", 0, LENGTH)
 
 
 def test_repeated_command_is_not_run_again() -> None:
@@ -220,6 +285,47 @@ def test_evaluation_that_is_not_under_way_is_refused() -> None:
     ):
         with pytest.raises(StaleError, match="evaluation 1 was named, but 2 is under way"):
             call()
+
+
+def test_copy_that_comes_after_the_end_changes_nothing() -> None:
+    """Once the sum is closed a push is covered, and the parameters, which may have gone on, are not given."""
+    shard = batch_shard(x=np.zeros(LENGTH))
+    shard.execute(GENERATION, 0, (BeginSum(1, "x", 1),))
+    assert shard.add(GENERATION, 1, Node(0, 0), 0, np.ones(LENGTH))
+    shard.execute(GENERATION, 1, (EndSum(1, "g", 1, 0.0),))
+    assert not shard.add(GENERATION, 1, Node(0, 0), 0, np.full(LENGTH, 9.0))
+    with pytest.raises(StaleError, match="evaluation 1 is over"):
+        shard.fetch(GENERATION, 1, 0, LENGTH)
+    assert shard.memory(GENERATION)["waiting"] == 0
+    np.testing.assert_array_equal(shard.read(GENERATION, "g", 0, LENGTH), np.ones(LENGTH))
+
+
+def test_memory_is_that_of_vectors_and_of_waiting_nodes() -> None:
+    """Named vectors and nodes are told apart; what is joined or collected is held no more."""
+    shard = batch_shard(x=np.zeros(LENGTH))
+    one = 8 * LENGTH
+    assert shard.memory(GENERATION) == {"vectors": one, "waiting": 0}
+    shard.execute(GENERATION, 0, (BeginSum(1, "x", 4),))
+    for unit, waiting in ((0, 1), (2, 2), (1, 2), (3, 1)):
+        shard.add(GENERATION, 1, Node(0, unit), 0, np.ones(LENGTH))
+        assert shard.memory(GENERATION) == {"vectors": one, "waiting": waiting * one}
+    shard.execute(GENERATION, 1, (EndSum(1, "g", 1, 0.0), Drop("x")))
+    assert shard.memory(GENERATION) == {"vectors": one, "waiting": 0}
+
+
+def test_overflow_is_told_by_scalars() -> None:
+    """A run that blows up gets infinite numbers from its shards, and no warning or error."""
+    huge = np.full(LENGTH, 1e308)
+    shard = batch_shard(x=huge)
+    shard.execute(GENERATION, 0, (Combine("x", ((10.0, "x"),)), Combine("d", ((1.0, "x"), (-1.0, "x")))))
+    infinite, undefined = shard.execute(GENERATION, 1, (MaxNorm("x"), MaxNorm("d")))
+    assert infinite == np.inf
+    assert isinstance(undefined, float)
+    assert np.isnan(undefined)
+    shard.execute(GENERATION, 2, (BeginSum(1, "x", 2),))
+    for unit in range(2):
+        shard.add(GENERATION, 1, Node(0, unit), 0, huge.copy())
+    assert shard.execute(GENERATION, 3, (EndSum(1, "g", 1, 0.0), MaxNorm("g"))) == (None, np.inf)
 
 
 # Downpour: updates.

@@ -18,9 +18,11 @@ from dask_belief.monitoring.events import Event
 from dask_belief.parameter_server.messages import BeginSum, Command
 from dask_belief.parameter_server.ranges import shard_ranges
 from dask_belief.run import Facts, Run
+from dask_belief.sandblaster.backups import BackupCounts
 from dask_belief.sandblaster.coordinator import Status
-from dask_belief.sandblaster.full_batch import FullBatch
-from dask_belief.sandblaster.minimiser import POINT
+from dask_belief.sandblaster.effort import Effort
+from dask_belief.sandblaster.full_batch import FullBatch, Penalty
+from dask_belief.sandblaster.steps import POINT
 from tests.parameter_server.local_actors import LocalActors, deploy
 
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -46,7 +48,7 @@ class SumOf:
 
 
 class LocalDeployment:
-    """What full batch and minimiser use of a deployment, in this process.
+    """What a driver, its minimiser and its full batch use of a deployment, in this process.
 
     Attributes
     ----------
@@ -66,6 +68,7 @@ class LocalDeployment:
         self.n_progressed = 0
         self.statuses: list[Status] = []
         self.changes: list[Any] = []
+        self.n_replicas = 1
         self._caller = actors.caller
         self._facts = facts
         self._plan = plan
@@ -99,6 +102,9 @@ class LocalDeployment:
             self.run(self.server.add(evaluation, Node(0, unit.number), gradient.astype(facts.dtype)))
         return status(n_done=len(losses), loss=float(np.sum(losses)), faulty=tuple(faulty))
 
+    def start_replicas(self) -> None:
+        """Nobody need be started: units are computed when the coordinator is asked."""
+
     def watch(self) -> None:
         self.n_watched += 1
 
@@ -128,8 +134,9 @@ def status(**changes: Any) -> Status:
         "loss": None,
         "faulty": (),
         "n_replicas": 1,
-        "n_copies": 0,
-        "n_cached": 0,
+        "effort": Effort(computing_seconds=1.0, fetched_bytes=100),
+        "busiest_seconds": 0.75,
+        "backups": BackupCounts(),
         "kinds": ("local",),
     }
     return Status(**(options | changes))
@@ -146,10 +153,14 @@ class LocalRun:
         One number a row: see `SumOf`.
     unit_rows, n_shards
         How rows and parameters are cut.
-    l2, penalised
+    l2, l1, penalised
         The penalty, and which parameters it covers; None for all.
+    max_seconds
+        Of the run.
     n_done
         Evaluations that earlier generations made.
+    adagrad_sums
+        That the beginning of the run was found with.
     """
 
     def __init__(
@@ -161,8 +172,11 @@ class LocalRun:
         unit_rows: int = 2,
         n_shards: int = 1,
         l2: float = 0.0,
+        l1: float = 0.0,
+        max_seconds: float | None = None,
         penalised: np.ndarray | None = None,
         n_done: int = 0,
+        adagrad_sums: np.ndarray | None = None,
     ) -> None:
         inputs = np.array(list(rows), np.float64)[:, None]
         dataset = ArrayDataset(inputs, np.zeros(len(inputs), np.int64), chunk_rows=1)
@@ -177,20 +191,20 @@ class LocalRun:
             seed=0,
             dtype=initial.dtype.name,
             backend="numpy",
+            adagrad_sums=adagrad_sums,
         )
         self.events: list[Event] = []
         self.answer: bool | None = None
         self.run = Run(facts, CallbackList([self._note]))
         self._stack = ExitStack()
         self._made_of = (facts, self.plan, n_shards, penalised)
-        self._options = (l2, n_done)
+        self._options = (Penalty(l2, l1), n_done, max_seconds)
 
     def __enter__(self) -> LocalRun:
         actors = self._stack.enter_context(LocalActors())
         self.deployment: Any = LocalDeployment(actors, *self._made_of)
         self.deployment.run(self.deployment.server.write(POINT, self.run.facts.initial))
-        l2, n_done = self._options
-        self.batch = FullBatch(self.run, self.deployment, self.plan, l2, n_done)
+        self.batch = FullBatch(self.run, self.deployment, self.plan, *self._options)
         return self
 
     def __exit__(

@@ -13,7 +13,9 @@ import pytest
 from dask_belief.binary_tree import Node
 from dask_belief.cluster.hub import Over
 from dask_belief.errors import StaleError
+from dask_belief.sandblaster.backups import BackupCounts
 from dask_belief.sandblaster.coordinator import Coordinator, Report
+from dask_belief.sandblaster.effort import Effort
 from dask_belief.sandblaster.unit_scheduler import Lease
 
 GENERATION = 2
@@ -31,8 +33,8 @@ def report_of(lease: Lease, losses: list[float], **more: Any) -> Report:
     return Report(lease, np.array(losses), **more)
 
 
-async def opened(n_units: int = 2, max_level: int = 0) -> Coordinator:
-    coordinator = Coordinator(GENERATION, n_units, max_level)
+async def opened(n_units: int = 2, max_level: int = 0, backup_after: float | None = 1.5) -> Coordinator:
+    coordinator = Coordinator(GENERATION, n_units, max_level, backup_after)
     for replica in "ab":
         await coordinator.hello(GENERATION, replica, "numpy")
     await coordinator.evaluate(GENERATION, 1, 0.0)
@@ -51,10 +53,10 @@ def test_evaluation_from_begin_to_end() -> None:
         await coordinator.report(GENERATION, "a", report_of(of_a, [1.5]))
         await soon()
         assert not waiting.done()
-        await coordinator.report(GENERATION, "b", report_of(of_b, [2.0], was_cached=1))
+        await coordinator.report(GENERATION, "b", report_of(of_b, [2.0]))
         status = await waiting
         assert (status.n_done, status.loss, status.faulty) == (2, 3.5, ())
-        assert (status.n_replicas, status.n_copies, status.n_cached, status.kinds) == (2, 0, 1, ("numpy",))
+        assert (status.n_replicas, status.backups, status.kinds) == (2, BackupCounts(), ("numpy",))
 
     asyncio.run(scenario())
 
@@ -64,7 +66,7 @@ def test_losses_are_added_in_the_tree() -> None:
     losses = [1e16, 1.0, -1e16, 1.0, 3.0]
 
     async def scenario(order: list[int]) -> float | None:
-        coordinator = Coordinator(GENERATION, 5, 0)
+        coordinator = Coordinator(GENERATION, 5, 0, None)
         await coordinator.evaluate(GENERATION, 1, 0.0)
         for unit in order:
             await coordinator.report(GENERATION, "a", report_of(Lease(1, Node(0, unit)), [losses[unit]]))
@@ -92,7 +94,7 @@ def test_question_is_held_open_until_there_is_work() -> None:
     """A replica that asks between evaluations gets its lease when the next one begins."""
 
     async def scenario() -> None:
-        coordinator = Coordinator(GENERATION, 2, 0)
+        coordinator = Coordinator(GENERATION, 2, 0, None)
         await coordinator.hello(GENERATION, "a", "numpy")
         asked = asyncio.ensure_future(coordinator.next_lease(GENERATION, "a", LONG))
         await soon()
@@ -107,7 +109,7 @@ def test_question_without_work_is_answered_when_the_limit_passes() -> None:
     """With nothing, at once when the limit is zero."""
 
     async def scenario() -> None:
-        coordinator = Coordinator(GENERATION, 2, 0)
+        coordinator = Coordinator(GENERATION, 2, 0, None)
         await coordinator.hello(GENERATION, "a", "numpy")
         assert await coordinator.next_lease(GENERATION, "a", 0.0) is None
         assert await coordinator.next_lease(GENERATION, "a", 0.01) is None
@@ -189,7 +191,158 @@ def test_slow_lease_is_copied_to_a_replica_that_waits() -> None:
         assert isinstance(of_a, Lease)
         await coordinator.report(GENERATION, "a", report_of(of_a, [1.0]))
         assert await asyncio.wait_for(coordinator.next_lease(GENERATION, "a", LONG), 10) == of_b
-        assert (await coordinator.evaluate(GENERATION, 1, 0.0)).n_copies == 1
+        assert (await coordinator.evaluate(GENERATION, 1, 0.0)).backups.started == 1
+
+    asyncio.run(scenario())
+
+
+def test_copies_are_counted_over_all_evaluations() -> None:
+    """What was started, won and wasted does not begin anew: the driver takes differences."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=1, backup_after=0.0)
+        for evaluation in (1, 2):
+            await coordinator.evaluate(GENERATION, evaluation, 0.0)
+            lease = await coordinator.next_lease(GENERATION, "a", LONG)
+            assert await coordinator.next_lease(GENERATION, "b", LONG) == lease
+            await coordinator.report(GENERATION, "b", report_of(lease, [1.0]))
+            await coordinator.report(GENERATION, "a", report_of(lease, [1.0]))
+            backups = (await coordinator.evaluate(GENERATION, evaluation, LONG)).backups
+            assert (backups.started, backups.won) == (evaluation, evaluation)
+        assert backups.wasted_seconds > 0
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_copied_where_none_are_wanted() -> None:
+    """However idle a replica is: its question ends with the limit."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=1, backup_after=None)
+        await coordinator.next_lease(GENERATION, "a", LONG)
+        assert await coordinator.next_lease(GENERATION, "b", 0.01) is None
+        assert (await coordinator.evaluate(GENERATION, 1, 0.0)).backups == BackupCounts()
+
+    asyncio.run(scenario())
+
+
+# Leases that others have done.
+
+
+def test_replica_is_told_as_soon_as_others_did_its_lease() -> None:
+    """Whoever computes it meanwhile need not end it."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=1, backup_after=0.0)
+        lease = await coordinator.next_lease(GENERATION, "a", LONG)
+        assert isinstance(lease, Lease)
+        told = asyncio.ensure_future(coordinator.until_unwanted(GENERATION, "a", lease, LONG))
+        await soon()
+        assert not told.done()
+        await coordinator.report(GENERATION, "b", report_of(lease, [1.0]))
+        assert await told is True
+
+    asyncio.run(scenario())
+
+
+def test_lease_that_is_done_in_part_is_wanted() -> None:
+    """The question ends with the limit, and is asked again."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=2)
+        lease = Lease(1, Node(1, 0))
+        await coordinator.report(GENERATION, "b", report_of(Lease(1, Node(0, 1)), [1.0]))
+        assert await coordinator.until_unwanted(GENERATION, "a", lease, 0.01) is False
+        await coordinator.report(GENERATION, "b", report_of(Lease(1, Node(0, 0)), [1.0]))
+        assert await coordinator.until_unwanted(GENERATION, "a", lease, LONG) is True
+
+    asyncio.run(scenario())
+
+
+def test_lease_of_another_evaluation_is_not_wanted() -> None:
+    """Nor is it once the next evaluation begins, while the question is open."""
+
+    async def scenario() -> None:
+        coordinator = await opened()
+        lease = Lease(1, Node(0, 0))
+        told = asyncio.ensure_future(coordinator.until_unwanted(GENERATION, "a", lease, LONG))
+        await soon()
+        assert not told.done()
+        await coordinator.evaluate(GENERATION, 2, 0.0)
+        assert await told is True
+        assert await coordinator.until_unwanted(GENERATION, "a", lease, LONG) is True
+
+    asyncio.run(scenario())
+
+
+def test_what_was_given_up_goes_to_whoever_waits() -> None:
+    """At once, where it is still wanted and nobody else has it."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=1, backup_after=None)
+        lease = await coordinator.next_lease(GENERATION, "a", LONG)
+        assert isinstance(lease, Lease)
+        asked = asyncio.ensure_future(coordinator.next_lease(GENERATION, "b", LONG))
+        await soon()
+        assert not asked.done()
+        await coordinator.give_up(GENERATION, "a", lease)
+        await soon()
+        assert asked.done()
+        assert await asked == lease
+
+    asyncio.run(scenario())
+
+
+def test_lease_that_was_given_up_as_done_comes_to_nobody() -> None:
+    """The evaluation is complete, and the time that it took is told as wasted."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=1, backup_after=0.0)
+        lease = await coordinator.next_lease(GENERATION, "a", LONG)
+        assert isinstance(lease, Lease)
+        assert await coordinator.next_lease(GENERATION, "b", LONG) == lease
+        await coordinator.report(GENERATION, "b", report_of(lease, [1.0]))
+        await coordinator.give_up(GENERATION, "a", lease)
+        assert await coordinator.next_lease(GENERATION, "b", 0.0) is None
+        status = await coordinator.evaluate(GENERATION, 1, LONG)
+        assert (status.loss, status.backups.won) == (1.0, 1)
+        assert status.backups.wasted_seconds > 0
+
+    asyncio.run(scenario())
+
+
+# What it cost.
+
+
+def test_efforts_are_those_of_all_replicas() -> None:
+    """Added up, with the computing of the one that computed longest beside; the next evaluation begins at none."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=3)
+        of_a = Effort(waiting_seconds=0.5, computing_seconds=2.0, fetched_bytes=100, pushed_bytes=100, cache_hits=1)
+        of_b = Effort(reading_seconds=0.25, computing_seconds=3.0, sending_seconds=0.1, cache_misses=1)
+        for unit, replica, effort in ((0, "a", of_a), (1, "b", of_b), (2, "a", of_a)):
+            report = report_of(Lease(1, Node(0, unit)), [1.0], effort=effort)
+            await coordinator.report(GENERATION, replica, report)
+        status = await coordinator.evaluate(GENERATION, 1, LONG)
+        assert status.effort == of_a + of_b + of_a
+        assert status.busiest_seconds == 4.0
+        status = await coordinator.evaluate(GENERATION, 2, 0.0)
+        assert (status.effort, status.busiest_seconds) == (Effort(), 0.0)
+
+    asyncio.run(scenario())
+
+
+def test_effort_of_work_that_came_too_late_is_an_effort() -> None:
+    """Its loss does not count; its seconds and bytes were spent."""
+
+    async def scenario() -> None:
+        coordinator = await opened(n_units=1)
+        lease, effort = Lease(1, Node(0, 0)), Effort(computing_seconds=1.0, pushed_bytes=10)
+        for replica, loss in (("a", 1.0), ("b", 5.0)):
+            await coordinator.report(GENERATION, replica, report_of(lease, [loss], effort=effort))
+        status = await coordinator.evaluate(GENERATION, 1, LONG)
+        assert (status.loss, status.effort, status.busiest_seconds) == (1.0, effort + effort, 1.0)
 
     asyncio.run(scenario())
 
@@ -198,7 +351,7 @@ def test_end_of_the_run_answers_everyone() -> None:
     """Who asks, and who asks later, is told that it is over."""
 
     async def scenario() -> None:
-        coordinator = Coordinator(GENERATION, 2, 0)
+        coordinator = Coordinator(GENERATION, 2, 0, None)
         await coordinator.hello(GENERATION, "a", "numpy")
         asked = asyncio.ensure_future(coordinator.next_lease(GENERATION, "a", LONG))
         await soon()
@@ -247,7 +400,7 @@ def test_kinds_of_replicas_are_collected() -> None:
     """Each once, also of those that left."""
 
     async def scenario() -> None:
-        coordinator = Coordinator(GENERATION, 1, 0)
+        coordinator = Coordinator(GENERATION, 1, 0, None)
         for replica, kind in (("a", "two"), ("b", "one"), ("c", "two")):
             await coordinator.hello(GENERATION, replica, kind)
         await coordinator.leave(GENERATION, "b")
@@ -263,6 +416,8 @@ def test_kinds_of_replicas_are_collected() -> None:
         lambda hub, generation: hub.hello(generation, "a", "numpy"),
         lambda hub, generation: hub.next_lease(generation, "a", LONG),
         lambda hub, generation: hub.report(generation, "a", report_of(Lease(1, Node(0, 0)), [1.0])),
+        lambda hub, generation: hub.give_up(generation, "a", Lease(1, Node(0, 0))),
+        lambda hub, generation: hub.until_unwanted(generation, "a", Lease(1, Node(0, 0)), LONG),
         lambda hub, generation: hub.evaluate(generation, 1, LONG),
         lambda hub, generation: hub.leave(generation, "a"),
         lambda hub, generation: hub.finish(generation),
@@ -272,7 +427,7 @@ def test_another_generation_is_refused(call: Callable[[Coordinator, int], Awaita
     """Whatever is asked, at once, and both generations are named."""
 
     async def scenario() -> None:
-        coordinator = Coordinator(GENERATION, 1, 0)
+        coordinator = Coordinator(GENERATION, 1, 0, None)
         with pytest.raises(StaleError, match="generation 1 was named, this is 2"):
             await call(coordinator, GENERATION - 1)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dask_belief.backend import Array, Backend
 from dask_belief.checks import check_count
+from dask_belief.errors import ArgumentError
 from dask_belief.models.activations import check_activation
 from dask_belief.models.initialisers import INITIALISERS, check_initialiser, default_initialiser
 from dask_belief.models.layers.base import Layer, Workspace
@@ -23,12 +24,12 @@ class Dense(Layer):
     """Fully connected: ``activation(inputs @ weights + bias)``.
 
     Inputs of any shape are taken as flat rows. Parameters are ``weights`` ``(n_inputs, units)`` and ``bias``
-    ``(units,)``; the bias begins at zero and no penalty covers it.
+    ``(units,)``; the bias begins at zero and no penalty covers it, nor the weights where `penalised` is False.
 
     Raises
     ------
     ArgumentError
-        `units` is no positive whole number, or there is no such activation or initialiser.
+        `units` is no positive whole number, there is no such activation or initialiser, or `penalised` is no bool.
 
     Examples
     --------
@@ -47,12 +48,17 @@ class Dense(Layer):
     initialiser: str | None = None
     """``"glorot_uniform"``, ``"he_normal"``, ``"zeros"``, or None for what suits the activation."""
 
+    penalised: bool = True
+    """Whether penalties (l1, l2) cover the weights; never the bias."""
+
     def __post_init__(self) -> None:
         """Check the fields."""
         check_count("units", self.units)
         object.__setattr__(self, "units", int(self.units))
         check_activation(self.activation)
         check_initialiser(self.initialiser)
+        if not isinstance(self.penalised, bool):
+            raise ArgumentError(f"penalised: expected True or False, got {self.penalised!r}.")
 
     @property
     def needs_outputs(self) -> bool:
@@ -75,11 +81,15 @@ class Dense(Layer):
         draw = INITIALISERS[self.initialiser or default_initialiser(self.activation)]
         return draw(generator, shape, shape[0], shape[1])
 
+    def is_penalised(self, name: str) -> bool:
+        """Tell whether penalties cover that array: the weights, unless `penalised` is False."""
+        return self.penalised and super().is_penalised(name)
+
     def forward(self, backend: Backend, parameters: Mapping[str, Array], inputs: Array, workspace: Workspace) -> Array:
         """Give the activated outputs, ``(n_rows, units)``."""
         n_rows = len(inputs)
         outputs = workspace.array("outputs", (n_rows, self.units), inputs.dtype)
-        backend.xp.matmul(_flat(inputs), parameters["weights"], out=outputs)
+        backend.by_weights_(_flat(inputs), parameters["weights"], outputs)
         backend.bias_activation_(outputs, parameters["bias"], self.activation)
         return outputs
 
@@ -97,12 +107,16 @@ class Dense(Layer):
     ) -> Array | None:
         """Write the gradients of weights and bias, and give the derivative by the inputs; see `Layer.backward`."""
         backend.activation_gradient_(delta, outputs, self.activation)
-        backend.xp.matmul(_flat(inputs).T, delta, out=gradients["weights"])
-        backend.xp.sum(delta, axis=0, out=gradients["bias"])
+        backend.weight_gradient_(_flat(inputs), delta, gradients["weights"])
+        backend.column_sums_(delta, gradients["bias"])
         if not needs_input_delta:
             return None
         input_delta = workspace.array("input_delta", inputs.shape, inputs.dtype)
-        backend.xp.matmul(delta, parameters["weights"].T, out=_flat(input_delta))
+        if self.units == 1:
+            # An outer product, which NumPy's matmul gives to no BLAS: 0.2 for 1.0 ms (1000 rows, 1024 inputs).
+            backend.xp.multiply(delta, parameters["weights"].T, out=_flat(input_delta))
+        else:
+            backend.xp.matmul(delta, parameters["weights"].T, out=_flat(input_delta))
         return input_delta
 
 

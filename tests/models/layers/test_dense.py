@@ -9,6 +9,7 @@ import pytest
 
 from dask_belief.backend import get_backend
 from dask_belief.errors import ArgumentError
+from dask_belief.models import Network
 from dask_belief.models.layers import LAYERS, Dense, Workspace, layer_from_config
 from dask_belief.seeds import stream
 
@@ -69,7 +70,37 @@ def test_penalty_covers_weights_alone() -> None:
     assert not Dense(2).is_penalised("bias")
 
 
-@pytest.mark.parametrize("layer", [Dense(3), Dense(np.int64(7), "relu", "zeros")])
+def test_a_layer_can_be_left_out_of_penalties() -> None:
+    """With ``penalised=False`` its weights are free as well, and the network's mask says so."""
+    free = Dense(2, penalised=False)
+    assert not free.is_penalised("weights")
+    assert not free.is_penalised("bias")
+    network = Network([Dense(3, "relu"), free], "softmax", (4,))
+    assert network.penalised.tolist() == [True] * 12 + [False] * (3 + 6 + 2)
+
+
+def test_a_configuration_of_before_penalised_loads() -> None:
+    """Without the field the weights are penalised, as they were when it was written."""
+    assert layer_from_config({"layer": "dense", "units": 3, "activation": None, "initialiser": None}) == Dense(3)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 9])
+def test_one_unit(n_rows: int) -> None:
+    """With one unit the derivative by the inputs is an outer product."""
+    generator = np.random.default_rng(SEED)
+    layer, workspace = Dense(1), Workspace(backend)
+    inputs, delta = generator.standard_normal((n_rows, 4)), generator.standard_normal((n_rows, 1))
+    parameters = {"weights": generator.standard_normal((4, 1)), "bias": np.zeros(1)}
+    gradients = {"weights": np.full((4, 1), np.nan), "bias": np.full(1, np.nan)}
+    outputs = layer.forward(backend, parameters, inputs, workspace)
+    below = layer.backward(backend, parameters, gradients, inputs, outputs, delta, workspace, needs_input_delta=True)
+    assert below is not None
+    np.testing.assert_allclose(outputs, inputs @ parameters["weights"], rtol=1e-12)
+    np.testing.assert_allclose(below, np.outer(delta[:, 0], parameters["weights"][:, 0]), rtol=1e-12)
+    np.testing.assert_allclose(gradients["weights"], inputs.T @ delta, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("layer", [Dense(3), Dense(np.int64(7), "relu", "zeros"), Dense(2, penalised=False)])
 def test_configuration_round_trip(layer: Dense) -> None:
     """Through JSON text and back gives an equal layer, also where the number of units came from NumPy."""
     assert layer_from_config(json.loads(json.dumps(layer.to_config()))) == layer
@@ -99,6 +130,7 @@ def test_unknown_configurations_are_refused(config: dict[str, object], message: 
         ((True,), "units"),
         ((3, "gelu"), "activation"),
         ((3, None, "ones"), "initialiser"),
+        ((3, None, None, 1), "penalised"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: tuple[object, ...], name: str) -> None:
