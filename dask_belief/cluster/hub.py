@@ -7,14 +7,17 @@ a moment, and nobody waits without a limit.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from dask_belief.errors import StaleError
 
-# Whoever waits for work is woken by events, and so often by the clock, since a lease may have become worth a copy.
+# Whoever waits for work is woken by events, and by the clock, since a lease may have become worth a copy: so often at
+# least, and so often at most.
 _LOOK_SECONDS = 0.25
+_LEAST_LOOK_SECONDS = 0.005
 
 
 RUN_IS_OVER = "the run is over"
@@ -74,6 +77,10 @@ class Hub(ABC):
     def _next_lease(self, replica: str, now: float) -> object | None:
         """Give the next lease for a free replica; None when there is nothing for it at this moment."""
 
+    def _next_look(self) -> float:
+        """When there may be work without an event, by the clock."""
+        return math.inf
+
     async def hello(self, generation: int, replica: str, kind: str) -> None:
         """Count a replica in; `kind` is what decides the last bits of its results."""
         self._check(generation)
@@ -94,7 +101,8 @@ class Hub(ABC):
                 return lease
             if now >= until:
                 return None
-            await self._bell.wait(min(until - now, _LOOK_SECONDS))
+            look = max(self._next_look() - now, _LEAST_LOOK_SECONDS)
+            await self._bell.wait(min(until - now, look, _LOOK_SECONDS))
         return Over()
 
     async def leave(self, generation: int, replica: str) -> None:

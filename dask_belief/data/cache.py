@@ -139,6 +139,12 @@ class UnitCache:
             self._last_used[key] = self._lookups.pop(key, (self._clock,))[-1]
             return True
 
+    def has_room(self, key: Hashable, n_bytes: int) -> bool:
+        """Whether `put` would take a unit of so many bytes now; no lookup that counts."""
+        with self._lock:
+            is_small_enough = n_bytes <= self.capacity_bytes
+            return key in self._batches or (is_small_enough and self._give_way_to(key, n_bytes) is not None)
+
     def clear(self) -> None:
         """Forget all units, and who asked for them; the counts of hits and misses go on."""
         with self._lock:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from dask_belief.data.batches import Batch
+from dask_belief.data.batches import Batch, blocks_of
 from dask_belief.data.cache import UnitCache
 from dask_belief.data.units import WorkUnit
 from dask_belief.errors import ArgumentError, NoProgressError
@@ -131,6 +131,10 @@ class Prefetcher:
         if isinstance(found, BaseException):
             raise found
         return self._look_up_or_read(unit) if found is None else found
+
+    def blocks(self, unit: WorkUnit, block_rows: int, timeout_seconds: float) -> Iterator[Batch]:
+        """Give a unit, taken as by `take`, in blocks of so many rows, the last perhaps of fewer."""
+        yield from blocks_of(self.take(unit, timeout_seconds), block_rows)
 
     def drop(self) -> None:
         """Forget all that was scheduled or read ahead; a read that has begun ends unseen."""

@@ -104,6 +104,9 @@ class Coordinator(Hub):
     def _next_lease(self, replica: str, now: float) -> Lease | None:
         return self._scheduler.next_lease(replica, now)
 
+    def _next_look(self) -> float:
+        return self._scheduler.next_look
+
     async def report(self, generation: int, replica: str, report: Report) -> None:
         """Take a finished lease."""
         self._check(generation)

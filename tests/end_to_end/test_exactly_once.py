@@ -52,9 +52,9 @@ def trained(client: Client, store: Path, penalty: str, callbacks=(), **options) 
     network = db.Network([db.Dense(9000, "relu"), db.Dense(4)], loss="softmax", input_shape=(10,))
     method = db.Sandblaster(**({"max_iter": 4} | PENALTIES[penalty] | options))
     result = db.train(network, store, method, client=client, callbacks=callbacks, progress=False)
-    columns = (result.history[name] for name in ("loss", "gradient_norm", "step"))
+    losses, norms, steps = (result.history[name] for name in ("loss", "gradient_norm", "step"))
     assert result.repeatable
-    return Trajectory(*columns, result.parameters.tobytes()), result
+    return Trajectory(losses, norms, steps, result.parameters.tobytes()), result
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +254,54 @@ def test_a_straggler_is_not_waited_for_and_told_to_stop(tmp_path: Path, monkeypa
     assert straggler.n_blocks_after < plan[0].rows // plan.block_rows
     assert sum(result.history["backups_won"]) >= 1
     assert sum(result.history["backups_wasted_seconds"]) > 0
+
+
+class PartlyCopied:
+    """One lease of several units is held back until part of it was done by a copy, and then ends before the rest is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, evaluation: int) -> None:
+        self.n_units = 0
+        self.n_fresh = 0
+        self._evaluation = evaluation
+        self._choosing = threading.Lock()
+        self._chosen: tuple[str, Lease] | None = None
+        self._has_part, self._has_ended = threading.Event(), threading.Event()
+        self._compute, self._finish = Evaluator._compute, UnitScheduler.finish
+        monkeypatch.setattr(Evaluator, "_compute", lambda evaluator, *given: self._hold(evaluator, *given))
+        monkeypatch.setattr(UnitScheduler, "finish", lambda scheduler, *given: self._note(scheduler, *given))
+
+    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> float:
+        with self._choosing:
+            is_several = work.lease.node.level >= 2 and work.lease.evaluation == self._evaluation
+            if self._chosen is None and is_several:
+                self._chosen = evaluator._replica, work.lease
+        if self._chosen is not None and work.lease.evaluation == self._evaluation:
+            replica, lease = self._chosen
+            if evaluator._replica == replica and work.lease == lease:
+                assert self._has_part.wait(LIMIT_SECONDS)
+            elif lease.node.covers(work.lease.node) and self._has_part.is_set():
+                assert self._has_ended.wait(LIMIT_SECONDS)
+        return self._compute(evaluator, unit, work)
+
+    def _note(self, scheduler: UnitScheduler, replica: str, lease: Lease, *given: Any) -> bool:
+        before = scheduler.n_done
+        is_taken = self._finish(scheduler, replica, lease, *given)
+        if self._chosen is None or lease.evaluation != self._evaluation:
+            return is_taken
+        if (replica, lease) == self._chosen:
+            self.n_units, self.n_fresh = len(given[0]), scheduler.n_done - before
+            self._has_ended.set()
+        elif self._chosen[1].node.covers(lease.node):
+            self._has_part.set()
+        return is_taken
+
+
+@by_penalty
+def test_bits_are_the_same_when_part_of_a_lease_was_copied(alone, store: Path, penalty: str, monkeypatch) -> None:
+    """A lease that ends when some of its units are done counts for the others."""
+    expected = alone(penalty)
+    partly = PartlyCopied(monkeypatch, evaluation=3)
+    with small_cluster(n_workers=2) as cluster, Client(cluster, set_as_default=False) as client:
+        found, _ = trained(client, store, penalty, n_shards=3, backup_after=0.0)
+    assert 0 < partly.n_fresh < partly.n_units
+    assert found == expected

@@ -70,7 +70,7 @@ def test_sums_that_are_missing_are_refused(two_workers: Client, store: Path, net
     plain = db.train(network, store, by_sgd, client=two_workers, progress=False)
     events: list[object] = []
     for initial in (None, downpour.parameters, plain):
-        with pytest.raises(db.ArgumentError, match="^first_hessian: .*Downpour"):
+        with pytest.raises(db.ArgumentError, match=r"^first_hessian: .*Downpour"):
             method = db.Sandblaster(first_hessian="adagrad")
             db.train(
                 network, store, method, client=two_workers, initial=initial, callbacks=[events.append], progress=False

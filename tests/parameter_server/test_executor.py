@@ -1,4 +1,4 @@
-"""The plain executor of Sandblaster: fetch, compute, add in the tree's order, push, with vectors used again and again."""
+"""Sandblaster's plain executor: fetch, compute, add in the tree's order, push, with vectors used again and again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def server(actors: LocalActors) -> ParameterServer:
     return server
 
 
-def executor(server: ParameterServer, actors: LocalActors, objective: Any = None, n_units: int = 1) -> PlainBatchExecutor:
+def executor(
+    server: ParameterServer, actors: LocalActors, objective: Any = None, n_units: int = 1
+) -> PlainBatchExecutor:
     chosen = SquaredDistance() if objective is None else objective
     return PlainBatchExecutor(chosen, server.directory, actors.caller, get_backend("numpy"), n_units)
 
@@ -207,9 +209,7 @@ def add_lease(plain: PlainBatchExecutor, node: Node, data: dict[int, np.ndarray]
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("unit", [0, 3])
-def test_sum_that_is_not_finite_is_seen(
-    server: ParameterServer, actors: LocalActors, bad: float, unit: int
-) -> None:
+def test_sum_that_is_not_finite_is_seen(server: ParameterServer, actors: LocalActors, bad: float, unit: int) -> None:
     """One bad element in one unit of the lease is enough, and the next lease starts clean."""
     plain = executor(server, actors, n_units=N_UNITS)
     plain.fetch(1)

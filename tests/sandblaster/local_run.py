@@ -201,8 +201,7 @@ class LocalRun:
         self._options = (Penalty(l2, l1), n_done, max_seconds)
 
     def __enter__(self) -> LocalRun:
-        actors = self._stack.enter_context(LocalActors())
-        self.deployment: Any = LocalDeployment(actors, *self._made_of)
+        self.deployment: Any = self.new_deployment()
         self.deployment.run(self.deployment.server.write(POINT, self.run.facts.initial))
         self.batch = FullBatch(self.run, self.deployment, self.plan, *self._options)
         return self
@@ -211,6 +210,10 @@ class LocalRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def new_deployment(self) -> Any:
+        """Shards that hold nothing yet."""
+        return LocalDeployment(self._stack.enter_context(LocalActors()), *self._made_of)
 
     def _note(self, event: Event) -> bool | None:
         self.events.append(event)

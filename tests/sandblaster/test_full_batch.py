@@ -165,12 +165,13 @@ class Asked:
 @pytest.mark.parametrize("fault", [math.nan, math.inf])
 def test_first_evaluation_that_is_not_finite_names_the_rows(fault: float) -> None:
     """Up to three units with their rows, and how many more there are."""
-    with LocalRun(quartic, vector("initial"), (1.0, fault, 1.0, fault), unit_rows=2) as scene:
-        with pytest.raises(NonFiniteError, match=r"in unit 0 \(rows 0 to 1\), unit 1 \(rows 2 to 3\)\. Look"):
-            evaluate(scene)
-    with LocalRun(quartic, vector("initial"), [fault] * 5, unit_rows=1) as scene:
-        with pytest.raises(NonFiniteError, match=r"unit 2 \(rows 2 to 2\) and 2 more"):
-            evaluate(scene)
+    named = r"in unit 0 \(rows 0 to 1\), unit 1 \(rows 2 to 3\)\. Look"
+    few = LocalRun(quartic, vector("initial"), (1.0, fault, 1.0, fault), unit_rows=2)
+    with few as scene, pytest.raises(NonFiniteError, match=named):
+        evaluate(scene)
+    many = LocalRun(quartic, vector("initial"), [fault] * 5, unit_rows=1)
+    with many as scene, pytest.raises(NonFiniteError, match=r"unit 2 \(rows 2 to 2\) and 2 more"):
+        evaluate(scene)
 
 
 def test_first_sum_that_overflows_is_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -108,13 +109,13 @@ def test_run_ends_where_scipy_ends(name: str) -> None:
 def test_run_goes_the_way_of_whole_vectors(name: str, rule: Callable[[], Any]) -> None:
     """The same method on NumPy vectors in one place: as many evaluations, the same value; on any problem, by any rule.
 
-    Twenty iterations, after which rounding has not yet come to much.
+    Fifteen iterations, after which rounding has not yet come to much.
     """
     function, start = problems()[name]
-    expected = minimise(function, start, rule=rule(), gtol=1e-6, max_iter=20)
+    expected = minimise(function, start, rule=rule(), gtol=1e-6, max_iter=15)
     with LocalRun(function, start) as scene:
         progress = Progress()
-        minimiser(scene, Criteria(1e-6, 0.0, 20), rule=rule(), progress=progress).minimise()
+        minimiser(scene, Criteria(1e-6, 0.0, 15), rule=rule(), progress=progress).minimise()
     assert (progress.iteration, progress.evaluations) == (expected.iterations, expected.evaluations)
     assert progress.value == pytest.approx(expected.value, rel=1e-6)
 
@@ -142,10 +143,10 @@ def test_both_penalties_are_part_of_what_is_minimised() -> None:
     curvatures, penalised = np.geomspace(0.5, 10, 6), np.array([True, False, True, True, True, True])
     with LocalRun(bowl(curvatures), np.zeros(6), l2=0.5, l1=1.5, penalised=penalised) as scene:
         progress = Progress()
-        stop = minimiser(scene, steps=orthant_wise(1.5), progress=progress).minimise()
+        stop = minimiser(scene, LOOSER, steps=orthant_wise(1.5), progress=progress).minimise()
     weight = 1.5 * penalised
     expected = np.maximum(curvatures - weight, 0) / (curvatures + 0.5 * penalised)
-    np.testing.assert_allclose(scene.run.best, expected, rtol=1e-7)
+    np.testing.assert_allclose(scene.run.best, expected, rtol=1e-6)
     np.testing.assert_array_equal(scene.run.best == 0, expected == 0)
     penalty = 0.25 * (penalised * expected**2).sum() + (weight * expected).sum()
     assert progress.value == pytest.approx(bowl(curvatures)(expected)[0] + penalty, rel=1e-12)
@@ -185,8 +186,8 @@ def test_evaluation_costs_two_rounds_whatever_the_history(history_size: int, l1:
     with LocalRun(rosenbrock, START, l1=l1) as scene:
         progress, rule = Progress(), CurvatureMemory(history_size)
         steps = orthant_wise(l1) if l1 else None
-        made = minimiser(scene, rule=rule, steps=steps, progress=progress, keeps=False)
-        made.minimise()
+        made = minimiser(scene, LOOSER, rule=rule, steps=steps, progress=progress, keeps=False)
+        assert made.minimise().reason is StopReason.GRADIENT_SMALL
         rounds = scene.deployment.rounds
     assert progress.iteration > 35
     assert rule.n_pairs == history_size
@@ -505,25 +506,16 @@ def test_values_that_are_nowhere_finite_end_the_run_by_that_reason() -> None:
 
 @pytest.mark.parametrize("steps", [None, orthant_wise(0.1)], ids=["smooth", "orthant-wise"])
 def test_unit_and_rows_that_are_not_finite_are_named(steps: Steps | None) -> None:
-    """Of the first unit at fault, in the numbers and in the advice; no other may be named."""
+    """Of the first unit at fault, in the numbers and in the advice."""
 
-    def far(w: np.ndarray) -> tuple[float, np.ndarray]:
-        return (1.0, np.full(3, 2.0)) if not w.any() else (math.inf, np.full(3, 2.0))
+    def faulty(parameters: Any, inputs: Any, targets: Any) -> tuple[float, Any]:
+        # Away from the start, rows of more than 1 have no loss.
+        is_fault = parameters.any() and inputs.max() > 1
+        return math.inf if is_fault else float(len(inputs)), np.full(3, 2.0)
 
-    # Rows of weight zero make NaN of an infinite loss; those of units 0 and 1 are spared it by the function.
-    rows = (1.0,) * 10
-    with LocalRun(far, np.zeros(3), rows, unit_rows=3, l1=0.1 if steps else 0.0) as scene:
-        objective = scene.run.facts.objective
-        spared = objective.loss_and_gradient
-
-        def of_some(parameters: Any, inputs: Any, targets: Any) -> tuple[float, Any]:
-            of_some.n_calls += 1  # type: ignore[attr-defined]
-            unit = (of_some.n_calls - 1) % len(scene.plan)  # type: ignore[attr-defined]
-            loss, gradient = spared(parameters, inputs, targets)
-            return (1.0, gradient) if unit < 2 else (loss, gradient)
-
-        of_some.n_calls = 0  # type: ignore[attr-defined]
-        objective.loss_and_gradient = of_some
+    rows = (1.0,) * 7 + (2.0,) * 3
+    with LocalRun(rosenbrock, np.zeros(3), rows, unit_rows=3, l1=0.1 if steps else 0.0) as scene:
+        scene.run.facts.objective.loss_and_gradient = faulty  # type: ignore[method-assign]
         stop = minimiser(scene, steps=steps).minimise()
     assert stop.reason is StopReason.NOT_FINITE
     assert (stop.numbers["unit"], stop.numbers["first_row"], stop.numbers["last_row"]) == (2.0, 6.0, 8.0)
@@ -542,20 +534,40 @@ def test_run_goes_on_after_a_step_that_was_not_finite() -> None:
     np.testing.assert_allclose(scene.run.best, 1.0, atol=1e-7)
 
 
-def test_search_that_ends_by_rounding_tells_the_noise() -> None:
-    """Values that jump by a millionth however short the step, beside gradients that promise a decrease."""
-    noise = 1e-6
+NOISE = 1e-6
 
-    def rough(w: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = bowl(np.geomspace(1, 10, 5))(w)
-        # What is added is the same for the same point, and as good as random for another.
-        jump = noise * (hash(w.tobytes()) % 1000) / 1000
-        return 1.0 + value + jump, gradient + 1e-9
 
-    with LocalRun(rough, np.zeros(5)) as scene:
-        steps = Smooth(StrongWolfe(relative_noise=noise))
-        stop = minimiser(scene, Criteria(gtol=0.0, ftol=-0.0), steps=steps).minimise()
-        assert stop.reason in {StopReason.LINE_SEARCH_ROUNDING, StopReason.DECREASE_SMALL}
+def jump(w: np.ndarray) -> float:
+    """Rounding of another machine: up to a millionth, the same for the same point, as good as random for another."""
+    return NOISE * (zlib.crc32(w.tobytes()) % 1000) / 1000
+
+
+def rough_bowl(w: np.ndarray) -> tuple[float, np.ndarray]:
+    value, gradient = bowl(np.geomspace(1, 10, 5))(w)
+    return 1.0 + value + jump(w), gradient
+
+
+def rough_plateau(w: np.ndarray) -> tuple[float, np.ndarray]:
+    return 1.0 + jump(w), np.full(5, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("function", "l1", "steps"),
+    [
+        pytest.param(rough_plateau, 0.0, Smooth(StrongWolfe(relative_noise=NOISE)), id="smooth"),
+        pytest.param(rough_bowl, 0.1, OrthantWise(ProjectedSearch(relative_noise=NOISE), 0.1), id="orthant-wise"),
+    ],
+)
+def test_end_by_rounding_tells_the_noise(function: Any, l1: float, steps: Steps) -> None:
+    """An estimate of it from what the search saw; the run counts as converged, at the best point."""
+    with LocalRun(function, np.zeros(5), l1=l1) as scene:
+        progress = Progress()
+        stop = minimiser(scene, Criteria(gtol=0.0, ftol=0.0), steps=steps, progress=progress).minimise()
+        point = scene.deployment.vector(POINT)
+    assert stop.reason is StopReason.LINE_SEARCH_ROUNDING
+    assert stop.converged
+    assert NOISE / 20 < stop.numbers["noise"] < 2 * NOISE
+    assert stop.numbers["loss"] == progress.value == pytest.approx(function(point)[0] + l1 * np.abs(point).sum())
 
 
 class Uphill:
@@ -688,21 +700,19 @@ def test_damped_pair_is_changed_on_the_shards() -> None:
 
 def test_damping_bends_a_pair_to_a_fifth_of_the_curvature_that_was_expected() -> None:
     """``s.y`` of the changed pair is 0.2 ``s.Bs``, where ``B s`` is minus the step times the gradient before it."""
-    gradients: list[np.ndarray] = []
     with LocalRun(rosenbrock, START) as scene:
         made = minimiser(scene, rule=CurvatureMemory(is_damped=True), keeps=False)
         execute, checked = scene.deployment.execute, []
 
         def look(*commands: Command) -> list[list[float]]:
-            before = scene.deployment.vector(GRADIENT) if gradients else None
+            changed = [each.into for each in commands if isinstance(each, Combine) and each.into[0] == "y"]
+            if not changed or not isinstance(commands[0], Swap):
+                return execute(*commands)
+            before = scene.deployment.vector(GRADIENT)
             answers = execute(*commands)
-            gradients.append(scene.deployment.vector(GRADIENT) if EndSum in map(type, commands) else START)
-            for command in commands:
-                if isinstance(command, Combine) and command.into[0] == "y" and isinstance(commands[0], Swap):
-                    assert before is not None
-                    step = scene.of_kind(IterationEnded)[-1].step
-                    s, y = scene.deployment.vector(f"s{command.into[1:]}"), scene.deployment.vector(command.into)
-                    checked.append((s @ y, 0.2 * step * -(s @ before)))
+            step, [name] = scene.of_kind(IterationEnded)[-1].step, changed
+            s, y = scene.deployment.vector(f"s{name[1:]}"), scene.deployment.vector(name)
+            checked.append((s @ y, 0.2 * step * -(s @ before)))
             return answers
 
         scene.deployment.execute = look
