@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,9 @@ class Simulation:
     def _plan_losses(self, ideal: float) -> None:
         for machine in range(self._n_workers):
             if self._random.random() < self._scenario.killed:
-                self._after(self._random.uniform(0.0, ideal), lambda machine=machine: self._kill(machine))
+                self._after(self._random.uniform(0.0, ideal), partial(self._kill, machine))
             elif self._random.random() < self._scenario.frozen:
-                self._after(self._random.uniform(0.0, ideal), lambda machine=machine: self._freeze(machine))
+                self._after(self._random.uniform(0.0, ideal), partial(self._freeze, machine))
 
     # Workers.
 
@@ -288,14 +289,14 @@ class Simulation:
             worker = self._idle.popleft()
             if not worker.is_alive:
                 continue
-            lease = self._call(lambda worker=worker: self.scheduler.next_lease(worker.name, self._now))
+            lease = self._call(partial(self.scheduler.next_lease, worker.name, self._now))
             self.n_questions += 1
             if lease is None:
                 self._idle.append(worker)
                 n_without += 1
             else:
                 self.n_leases += 1
-                self._after(MESSAGE_SECONDS, lambda worker=worker, lease=lease: self._arrive(worker, lease))
+                self._after(MESSAGE_SECONDS, partial(self._arrive, worker, lease))
         if self._idle and not self._is_looking and not self.scheduler.is_complete:
             self._is_looking = True
             self._after(LOOK_SECONDS, self._look)

@@ -23,6 +23,8 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_belief.errors import ArgumentError
+
 Value = TypeVar("Value")
 
 
@@ -111,7 +113,14 @@ class TreeSum(Generic[Value]):
         bool
             False when the node was covered already and its value is dropped. A node that covers others replaces them:
             both have the same bits.
+
+        Raises
+        ------
+        ArgumentError
+            The node lies above the root.
         """
+        if node.level > self._root.level:
+            raise ArgumentError(f"node: level {self._root.level} is the root's of {self.n_leaves} leaves, got {node}.")
         if self.is_covered(node):
             return False
         for below in [other for other in self.waiting if node.covers(other)]:

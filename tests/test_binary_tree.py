@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_belief.binary_tree import Node, TreeSum, cover, root, tree_total
+from dask_belief.errors import ArgumentError
 
 # The examples come from a fixed seed; the time limit is pytest's.
 EXAMPLES = settings(derandomize=True, deadline=None, max_examples=200)
@@ -153,3 +154,10 @@ def test_total_of_numbers_has_the_bits_of_the_tree(n_leaves: int) -> None:
     for leaf, value in enumerate(leaves):
         total.add(Node(0, leaf), float(value))
     assert tree_total(leaves) == total.total
+
+
+def test_node_above_the_root_is_refused() -> None:
+    """It covers all leaves, but no sum has it: joining upwards from there would never end."""
+    total: TreeSum[float] = TreeSum(4, lambda left, right: left + right)
+    with pytest.raises(ArgumentError, match=r"^node: level 2 is the root's of 4 leaves"):
+        total.add(Node(3, 0), 1.0)

@@ -20,6 +20,13 @@ def n_batches(n_rows: int, batch_rows: int) -> int:
     return -(-n_rows // row_count("batch_rows", batch_rows))
 
 
+def blocks_of(batch: Batch, block_rows: int) -> Iterator[Batch]:
+    """Cut rows into blocks of so many, in order and without a copy; the last one may have fewer."""
+    inputs, targets = batch
+    for start in range(0, len(inputs), block_rows):
+        yield inputs[start : start + block_rows], targets[start : start + block_rows]
+
+
 def mini_batches(
     inputs: npt.NDArray[Any],
     targets: npt.NDArray[Any],

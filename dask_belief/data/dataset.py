@@ -22,7 +22,7 @@ from dask_belief.data.write import default_chunk_rows, write_dataset
 from dask_belief.data.zarr_dataset import ZarrDataset
 from dask_belief.errors import ArgumentError, EmptyDataError
 
-__all__ = ["ArrayDataset", "Dataset", "DatasetLike", "ZarrDataset", "as_dataset"]
+__all__ = ["ArrayDataset", "Dataset", "DatasetLike", "DirectDataset", "ZarrDataset", "as_dataset"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,18 @@ class Dataset(Protocol):
 
     def check(self, nan: bool = False) -> None:
         """Raise if the data cannot be trained on; ``nan=True`` looks at every value."""
+
+
+@runtime_checkable
+class DirectDataset(Dataset, Protocol):
+    """A data set that may be read in small pieces, by who computes, as fast as in large ones."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is one: nothing has to be decoded but by a cast."""
+
+    def advise(self, start: int, stop: int) -> None:
+        """Tell the system that the rows `start` up to, not including, `stop` are wanted soon, and do not wait."""
 
 
 DatasetLike: TypeAlias = "Dataset | StoreLike | tuple[Any, Any]"
@@ -151,6 +163,14 @@ class ArrayDataset:
     def __sizeof__(self) -> int:
         # What Dask counts against a worker's memory.
         return object.__sizeof__(self) + self.n_bytes
+
+    @property
+    def is_direct(self) -> bool:
+        """True: rows lie in memory."""
+        return True
+
+    def advise(self, start: int, stop: int) -> None:
+        """Do nothing: rows lie in memory."""
 
     def row_bytes(self, dtype: npt.DTypeLike = np.float32) -> int:
         """Bytes of one row, inputs and targets, as `read` gives it in `dtype`."""

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_belief.data.checks import Range
+from dask_belief.data.plain_chunks import PlainChunks
 from dask_belief.data.transform import Scale
 from dask_belief.errors import ArgumentError, DataError, MissingStoreError
 
@@ -255,14 +256,71 @@ def require_codec(compressor: Any) -> Any:
     raise ArgumentError(f"compressor: None, 'lz4', 'zstd' or a codec of Zarr's is needed, found {compressor!r}")
 
 
-def read_rows(array: zarr.Array[Any], start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-    """Read rows as they are stored, into `out` when it is given (C-contiguous, of the array's dtype).
+class StoredRows:
+    """The rows of one array, read by runs, as they are stored; safe from several threads.
 
-    Raises
-    ------
-    DataError
-        If a chunk cannot be decoded; errors of the operating system and of the network are left as they are.
+    Parameters
+    ----------
+    array
+        Chunked along axis 0 alone.
     """
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._array = array
+        self._plain = plain_chunks(array)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a part of a chunk can be read without the rest of it."""
+        return self._plain is not None
+
+    def read(self, start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Read rows as they are stored, into `out` when it is given (C-contiguous, of the array's dtype).
+
+        Raises
+        ------
+        DataError
+            If a chunk cannot be decoded; errors of the operating system and of the network are left as they are.
+        """
+        if self._plain is not None:
+            rows = np.empty((stop - start, *self._plain.row_shape), self._plain.dtype) if out is None else out
+            if self._plain.read(start, stop, rows):
+                return rows
+        return read_rows(self._array, start, stop, out)
+
+    def advise(self, start: int, stop: int) -> None:
+        """Ask the system to bring rows near, where they are plain files; does not wait."""
+        if self._plain is not None:
+            self._plain.advise(start, stop)
+
+
+def plain_chunks(array: zarr.Array[Any]) -> PlainChunks | None:
+    """Find the files of an array that are its chunks as they are; None where something has to be decoded."""
+    from zarr.storage import LocalStore
+
+    store, metadata = array.store_path.store, array.metadata.to_dict()
+    if type(store) is not LocalStore or not array.shape or not array.dtype.isnative:
+        return None
+    if metadata["zarr_format"] == 2:
+        is_plain = not metadata["compressor"] and not metadata["filters"] and metadata["order"] == "C"
+    else:
+        codecs: Any = metadata["codecs"]
+        is_plain = len(codecs) == 1 and codecs[0]["name"] == "bytes" and not metadata["storage_transformers"]
+        is_plain = is_plain and codecs[0].get("configuration", {}).get("endian", sys.byteorder) == sys.byteorder
+    if not is_plain or any(chunk != size for chunk, size in zip(array.chunks[1:], array.shape[1:], strict=True)):
+        return None
+    zeros = (0,) * (len(array.shape) - 1)
+    return PlainChunks(
+        folder=os.path.join(store.root, array.store_path.path),
+        key=lambda number: array.metadata.encode_chunk_key((number, *zeros)),
+        chunk_rows=array.chunks[0],
+        row_shape=array.shape[1:],
+        dtype=np.dtype(array.dtype),
+    )
+
+
+def read_rows(array: zarr.Array[Any], start: int, stop: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    """Read rows by Zarr; see `StoredRows.read`."""
     from zarr.buffer.cpu import NDBuffer
 
     where = f"reading rows {start} to {stop} of {array.store_path}"

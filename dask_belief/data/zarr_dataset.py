@@ -15,12 +15,12 @@ from dask_belief.data.batches import Batch
 from dask_belief.data.checks import Range
 from dask_belief.data.store import (
     Address,
+    StoredRows,
     StoreLike,
     address_of,
     open_array,
     open_group,
     read_mark,
-    read_rows,
     require_sendable,
 )
 from dask_belief.data.transform import Scale
@@ -32,8 +32,8 @@ from dask_belief.errors import ArgumentError, DataError, EmptyDataError
 LOCAL_SPAN_BYTES = 4 * 2**20
 REMOTE_SPAN_BYTES = 64 * 2**20
 
-# Parts of one chunk are usually read one after the other, and each part costs the decoding of the whole chunk. The
-# last chunk that was read in part is kept, as stored, unless it is larger than this.
+# Parts of one chunk are usually read one after the other, and where something has to be decoded, each part costs the
+# decoding of the whole chunk. The last chunk that was read in part is kept, as stored, unless it is larger than this.
 RECENT_CHUNK_BYTES = 128 * 2**20
 
 
@@ -98,6 +98,7 @@ class ZarrDataset:
         mark = read_mark(group, self._address)
         self._inputs = open_array(group, inputs, self._address)
         self._targets = open_array(group, targets, self._address)
+        self._input_rows, self._target_rows = StoredRows(self._inputs), StoredRows(self._targets)
         self._is_ours = mark is not None
         self._target_range: Range | None = mark.target_range if mark else None
         self.transform: Scale = transform or (mark.transform if mark else Scale())
@@ -127,6 +128,16 @@ class ZarrDataset:
     def address(self) -> str:
         """Where the store is, as an absolute path or a URL."""
         return str(self._address)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether rows lie in local files as they are, so that reading a few costs no more than their copying."""
+        return self._input_rows.is_plain and self._target_rows.is_plain
+
+    def advise(self, start: int, stop: int) -> None:
+        """Tell the system that the rows `start` up to, not including, `stop` are wanted soon, and do not wait."""
+        self._input_rows.advise(start, stop)
+        self._target_rows.advise(start, stop)
 
     def row_bytes(self, dtype: npt.DTypeLike = np.float32) -> int:
         """Bytes of one row, inputs and targets, as `read` gives it in `dtype`."""
@@ -168,13 +179,13 @@ class ZarrDataset:
             out = inputs[low - start : high - start]
             # Zarr decodes into an array of the stored dtype without a copy of its own.
             if self.input_dtype.newbyteorder("=") == run:
-                self.transform.apply_(read_rows(self._inputs, low, high, out=out))
+                self.transform.apply_(self._input_rows.read(low, high, out=out))
             else:
-                self.transform.decode(read_rows(self._inputs, low, high), out)
+                self.transform.decode(self._input_rows.read(low, high), out)
         if self.target_dtype.newbyteorder("=") == targets.dtype:
-            read_rows(self._targets, start, stop, out=targets)
+            self._target_rows.read(start, stop, out=targets)
         else:
-            np.copyto(targets, read_rows(self._targets, start, stop), casting="unsafe")
+            np.copyto(targets, self._target_rows.read(start, stop), casting="unsafe")
         return inputs, targets
 
     def target_range(self) -> Range | None:
@@ -193,7 +204,7 @@ class ZarrDataset:
         if self._target_range is None:
             found: Range | None = None
             for start, stop in self._spans(0, self.n_rows):
-                found = checks.widened(found, read_rows(self._targets, start, stop), start)
+                found = checks.widened(found, self._target_rows.read(start, stop), start)
             self._target_range = found
         return self._target_range
 
@@ -210,14 +221,15 @@ class ZarrDataset:
         _reopen(self._address, *self._names, self.transform, None)
         if not nan:
             return
-        for name, array in zip(self._names, (self._inputs, self._targets), strict=True):
+        stored = (self._inputs, self._input_rows), (self._targets, self._target_rows)
+        for name, (array, rows) in zip(self._names, stored, strict=True):
             # Zarr reads a chunk that is not there as zeros. Other software leaves chunks out on purpose; we do not.
             missing = array.nchunks - array.nchunks_initialized
             if self._is_ours and missing:
                 raise DataError(f"{name}: {missing} of {array.nchunks} chunks are missing; write the data set again")
             if array.dtype.kind == "f":
                 for start, stop in self._spans(0, self.n_rows):
-                    checks.require_finite(name, read_rows(array, start, stop), start)
+                    checks.require_finite(name, rows.read(start, stop), start)
 
     @property
     def _stored_row_bytes(self) -> int:
@@ -235,6 +247,8 @@ class ZarrDataset:
 
     def _part_of_chunk(self, start: int, stop: int) -> Batch | None:
         """The rows as stored when they are a part of one chunk that is worth keeping; None otherwise."""
+        if self.is_direct:
+            return None
         number = start // self.chunk_rows
         first = number * self.chunk_rows
         last = min(first + self.chunk_rows, self.n_rows)
@@ -243,7 +257,7 @@ class ZarrDataset:
             return None
         recent = self._recent
         if recent is None or recent[0] != number:
-            recent = (number, read_rows(self._inputs, first, last), read_rows(self._targets, first, last))
+            recent = (number, self._input_rows.read(first, last), self._target_rows.read(first, last))
             self._recent = recent
         return recent[1][start - first : stop - first], recent[2][start - first : stop - first]
 

@@ -178,6 +178,4 @@ class Sandblaster:
             return ConjugateGradient()
         if self.direction == "gradient_descent":
             return GradientDescent()
-        return CurvatureMemory(
-            self.history_size, is_damped=self.damping, has_diagonal=self.first_hessian == "adagrad"
-        )
+        return CurvatureMemory(self.history_size, is_damped=self.damping, has_diagonal=self.first_hessian == "adagrad")

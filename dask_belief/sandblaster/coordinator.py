@@ -110,7 +110,8 @@ class Coordinator(Hub):
     async def report(self, generation: int, replica: str, report: Report) -> None:
         """Take a finished lease."""
         self._check(generation)
-        if self._scheduler.finish(replica, report.lease, report.losses, time.monotonic()):
+        busy_seconds = report.effort.reading_seconds + report.effort.computing_seconds
+        if self._scheduler.finish(replica, report.lease, report.losses, time.monotonic(), busy_seconds):
             self._faulty.update(report.faulty)
         self._efforts[replica] = self._efforts.get(replica, Effort()) + report.effort
         self._bell.ring()

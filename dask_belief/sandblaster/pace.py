@@ -8,8 +8,10 @@ import math
 # replica, so most of what is known stems from the last one or two evaluations.
 _KEPT = 0.7
 
-# A lease costs about three messages of a millisecond or two each.
+# A lease costs about three messages, of a millisecond or two each on the way and half a millisecond of the processor at
+# either end. So leases are to be so long; and so long at least near the end, whatever would balance better.
 _LEASE_SECONDS = 0.01
+_LEAST_LEASE_SECONDS = 0.004
 
 # The least part of its share that a replica is given at once: halving comes there in four leases.
 _LEAST_PART = 1 / 16
@@ -39,8 +41,15 @@ def lease_units(n_left: int, share: float, unit_seconds: float | None, n_units: 
     """
     # What is lost in rounding must not cost a whole unit.
     fair_share = int(n_left * share + 1e-9)
-    least = max(math.ceil(_LEASE_SECONDS / unit_seconds) if unit_seconds else 1, int(_LEAST_PART * n_units * share))
-    return max(1, fair_share // 2, min(least, fair_share))
+    least = max(1, int(_LEAST_PART * n_units * share))
+    if unit_seconds is None:
+        return max(1, fair_share // 2, min(least, fair_share))
+    least = max(least, math.ceil(_LEASE_SECONDS / unit_seconds))
+    units = max(1, fair_share // 2, min(least, fair_share))
+    if units * unit_seconds <= _LEASE_SECONDS:
+        # A lease is a power of two of units. Where it is hardly worth its messages, that is rather more than less.
+        units = 1 << round(math.log2(units))
+    return max(units, int(_LEAST_LEASE_SECONDS / unit_seconds))
 
 
 class Paces:

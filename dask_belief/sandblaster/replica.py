@@ -153,9 +153,7 @@ class Evaluator:
     def _lookups(self) -> Effort:
         """What the cache was asked since the last lease; the reader asks ahead, so not lease by lease."""
         before, self._counted = self._counted, self._cache.stats
-        return Effort(
-            cache_hits=self._counted.hits - before.hits, cache_misses=self._counted.misses - before.misses
-        )
+        return Effort(cache_hits=self._counted.hits - before.hits, cache_misses=self._counted.misses - before.misses)
 
     def _fetch(self, work: _Lease) -> None:
         """Bring the parameters of the evaluation, once (section 4.2: at the start of a batch)."""

@@ -190,9 +190,7 @@ class OrthantWise:
 
     def accept(self, to_shards: Round) -> None:
         """Exchange the names; no number is moved."""
-        to_shards.do(
-            Swap(POINT, TRIAL), Swap(GRADIENT, TRIAL_GRADIENT), Swap(PSEUDO_GRADIENT, TRIAL_PSEUDO_GRADIENT)
-        )
+        to_shards.do(Swap(POINT, TRIAL), Swap(GRADIENT, TRIAL_GRADIENT), Swap(PSEUDO_GRADIENT, TRIAL_PSEUDO_GRADIENT))
 
     def first_step(self, proposed: float) -> float:
         """What the rule proposes."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_belief.data.batches import mini_batches, n_batches
+from dask_belief.data.batches import blocks_of, mini_batches, n_batches
 from dask_belief.errors import ArgumentError
 from dask_belief.seeds import stream
 
@@ -75,3 +75,12 @@ def test_a_negative_first_batch_is_refused():
     """There is no batch before number 0."""
     with pytest.raises(ArgumentError, match=r"^first"):
         mini_batches(*rows_of(4), 2, stream(0, "rows"), first=-1)
+
+
+def test_blocks_are_views_in_order():
+    """Blocks share the memory of the rows and cover them once; the last is short."""
+    inputs, targets = rows_of(7)
+    blocks = list(blocks_of((inputs, targets), 3))
+    assert [their.tolist() for _, their in blocks] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert all(np.shares_memory(some, inputs) for some, _ in blocks)
+    np.testing.assert_array_equal(np.concatenate([some for some, _ in blocks]), inputs)

@@ -153,3 +153,15 @@ def test_looking_whether_a_unit_is_there_is_no_use() -> None:
     cache.put("a", (np.zeros(8), np.zeros(2)))
     assert "a" in cache and "b" not in cache
     assert (cache.stats.hits, cache.stats.misses) == (0, 0)
+
+
+@given(uses=st.lists(st.tuples(st.integers(0, 7), st.integers(9, 60))), capacity=st.integers(0, 150))
+def test_room_is_told_as_it_is_found(uses, capacity) -> None:
+    """Whatever came before, `has_room` says what `put` does, and changes nothing itself."""
+    cache = UnitCache(capacity)
+    for number, n_bytes in uses:
+        cache.get(number)
+        before = cache.stats
+        has_room = cache.has_room(number, n_bytes)
+        assert cache.stats == before
+        assert cache.put(number, unit(number, n_bytes)) is has_room

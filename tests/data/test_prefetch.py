@@ -192,3 +192,11 @@ def test_what_is_in_the_cache_is_not_read_ahead(source):
         assert prefetcher._thread is None
         prefetcher.take(UNITS[0], timeout_seconds=10)
     assert (cache.stats.hits, cache.stats.misses) == (1, 1)
+
+
+def test_a_unit_comes_in_blocks(source):
+    """Blocks are cut from the unit, which is read once; the last is short."""
+    with Prefetcher(source.read) as prefetcher:
+        blocks = [inputs.tolist() for inputs, _ in prefetcher.blocks(UNITS[1], 4, LIMIT)]
+    assert blocks == [[10, 11, 12, 13], [14, 15, 16, 17], [18, 19]]
+    assert source.numbers() == [1]

@@ -107,7 +107,7 @@ def test_parts_of_one_chunk_decode_it_once(monkeypatch):
         reads.append((start, stop))
         return read_rows(array, start, stop, out)
 
-    monkeypatch.setattr("dask_belief.data.zarr_dataset.read_rows", counted)
+    monkeypatch.setattr("dask_belief.data.store.read_rows", counted)
     for start, stop in [(5, 7), (7, 8), (8, 10)]:
         np.testing.assert_array_equal(dataset.read(start, stop)[0], inputs[start:stop])
     assert reads == [(5, 10)] * 2
@@ -154,7 +154,7 @@ def test_the_target_range_is_found_once(monkeypatch):
     dataset = ZarrDataset(store_of(inputs, targets))
     monkeypatch.setattr("dask_belief.data.zarr_dataset.REMOTE_SPAN_BYTES", 1)
     assert dataset.target_range() == (-4.0, 9.0)
-    monkeypatch.setattr("dask_belief.data.zarr_dataset.read_rows", None)
+    monkeypatch.setattr("dask_belief.data.store.read_rows", None)
     assert dataset.target_range() == (-4.0, 9.0)
 
 

@@ -25,7 +25,9 @@ def test_longest_lease_follows_from_the_bytes_of_its_partial_sums(vector_bytes: 
     assert level == 0 or (level + 1) * vector_bytes <= SUM_BYTES
 
 
-@pytest.mark.parametrize(("vector_bytes", "expected"), [(4, 2), (IN_FLIGHT_BYTES // 2, 2), (IN_FLIGHT_BYTES, 1), (1 << 33, 1)])
+@pytest.mark.parametrize(
+    ("vector_bytes", "expected"), [(4, 2), (IN_FLIGHT_BYTES // 2, 2), (IN_FLIGHT_BYTES, 1), (1 << 33, 1)]
+)
 def test_large_sums_travel_one_at_a_time(vector_bytes: int, expected: int) -> None:
     """Small ones two at a time; never none."""
     assert most_in_flight(vector_bytes) == expected

@@ -131,10 +131,12 @@ def test_shares_of_all_are_one(events: list[tuple[str, str, float]]) -> None:
         (64, 0.05, 1.0, 1),
         (1, 1.0, 1.0, 1),
         (0, 0.5, 1.0, 1),
-        # Ten milliseconds of work, where half of the share is less.
-        (64, 0.1, 0.002, 5),
-        # But not more than the share.
-        (64, 0.1, 0.0005, 6),
+        # Ten milliseconds of work are five units, where half of the share is less; the nearest power of two.
+        (64, 0.1, 0.002, 4),
+        # But not more than the share, six units, about.
+        (64, 0.1, 0.0005, 8),
+        # And four milliseconds of work at the least.
+        (4, 0.1, 0.001, 4),
         # A third of thirty is ten, whatever rounding says.
         (30, 1 / 3, 1.0, 5),
     ],

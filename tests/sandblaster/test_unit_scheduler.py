@@ -253,17 +253,16 @@ def test_leases_do_not_overlap(n_units: int, max_level: int, n_replicas: int) ->
 @EXAMPLES
 @given(st.integers(1, 60), st.integers(0, 6), st.integers(1, 6))
 def test_replica_is_given_its_own_units_first(n_units: int, max_level: int, n_replicas: int) -> None:
-    """From the second evaluation on, nobody gets another's unit while one of its own is left."""
+    """Nobody gets another's unit while one whose home it is is left."""
     scheduler = UnitScheduler(n_units, max_level)
     replicas = [f"r{number}" for number in range(n_replicas)]
     for replica in replicas:
         scheduler.join(replica)
     scheduler.begin(1, 0.0)
-    had = {
-        replica: {unit for node in nodes for unit in node.leaves(n_units)}
-        for replica, nodes in run_in_turns(scheduler, replicas).items()
-    }
+    run_in_turns(scheduler, replicas)
     scheduler.begin(2, 0.0)
+    homes = [scheduler._by_number[number].name for number in scheduler._owner]
+    had = {replica: {unit for unit, home in enumerate(homes) if home == replica} for replica in replicas}
     left = set(range(n_units))
     now = 0.0
     while not scheduler.is_complete:
@@ -469,7 +468,7 @@ def test_idle_replicas_share_what_a_straggler_has() -> None:
 
 
 def test_owners_of_scattered_units_are_given_runs_again() -> None:
-    """As many units as each had, near where most of its own were: leases can be long again."""
+    """As many units as each did, in the order of their homes: leases can be long again."""
     scheduler = UnitScheduler(64, 6)
     for replica in "abcd":
         scheduler.join(replica)
@@ -485,8 +484,46 @@ def test_owners_of_scattered_units_are_given_runs_again() -> None:
     for replica, nodes in runs.items():
         own = [unit for node in nodes for unit in node.leaves(64)]
         assert own == list(range(own[0], own[0] + owners.count(replica)))
-    assert runs["a"][0].leaves(64).start == 0
-    assert runs["c"][-1].leaves(64).stop == 64
+    assert [runs[replica][0].leaves(64).start for replica in "abcd"] == [0, 22, 32, 54]
+
+
+def test_homes_stay_when_help_was_small() -> None:
+    """What was done elsewhere once is given to its home again, where its data are."""
+    scheduler = UnitScheduler(64, 6)
+    for replica in "ab":
+        scheduler.join(replica)
+    scheduler.begin(1, 0.0)
+    for unit in range(64):
+        finish(scheduler, "a" if unit < 36 else "b", Lease(1, Node(0, unit)), 1.0)
+    scheduler.begin(2, 2.0)
+    of_b = scheduler.next_lease("b", 2.0)
+    assert of_b is not None
+    assert of_b.node.leaves(64).start == 32
+
+
+def test_homes_change_when_help_was_large() -> None:
+    """More than a tenth of all was done elsewhere: the next time it is not."""
+    scheduler = UnitScheduler(64, 6)
+    for replica in "ab":
+        scheduler.join(replica)
+    scheduler.begin(1, 0.0)
+    for unit in range(64):
+        finish(scheduler, "a" if unit < 48 else "b", Lease(1, Node(0, unit)), 1.0)
+    scheduler.begin(2, 2.0)
+    of_b = scheduler.next_lease("b", 2.0)
+    assert of_b is not None
+    assert of_b.node.leaves(64).start == 48
+
+
+def test_messages_are_no_part_of_a_pace() -> None:
+    """What a replica says counts where the clock says hardly more; a push that takes long is part of the work."""
+    for late, expected in ((0.04, 0.1), (3.0, 3.1)):
+        scheduler = UnitScheduler(1, 0)
+        scheduler.begin(1, 0.0)
+        lease = scheduler.next_lease("a", 0.0)
+        assert lease is not None
+        scheduler.finish("a", lease, losses_of(lease, 1), 0.1 + late, busy_seconds=0.1)
+        assert scheduler._paces.unit_seconds("a") == pytest.approx(expected)
 
 
 def test_replica_that_asks_ahead_is_not_called_late() -> None:
@@ -504,6 +541,30 @@ def test_replica_that_asks_ahead_is_not_called_late() -> None:
     finish(scheduler, "a", first, 2002.4)
     assert scheduler.next_lease("b", 2003.9) is None
     assert scheduler.next_lease("b", 2005.0) == ahead
+
+
+def test_lease_asked_ahead_is_judged_by_what_the_one_before_took() -> None:
+    """A replica that has become slow shows it with its first lease; the next is copied before it is late."""
+    scheduler = UnitScheduler(16, 2)
+    simulate(scheduler, {"a": 1.0, "b": 1.0}, 1)
+    scheduler.begin(2, 2000.0)
+    first, ahead = scheduler.next_lease("a", 2000.0), scheduler.next_lease("a", 2000.0)
+    assert first is not None
+    assert ahead is not None
+    n_units = len(first.node.leaves(16))
+    finish(scheduler, "a", first, 2000.0 + 20 * n_units)
+    run_alone(scheduler, "b", 2000.0 + 20 * n_units, 1.0)
+    assert scheduler.is_complete
+    assert scheduler.backups.won > 0
+
+
+def test_first_that_asks_is_not_given_half_of_all() -> None:
+    """Before any speed is known others may be about to come."""
+    scheduler = UnitScheduler(64, 6)
+    scheduler.begin(1, 0.0)
+    lease = scheduler.next_lease("a", 0.0)
+    assert lease is not None
+    assert lease.node.level == 3
 
 
 def test_what_is_out_when_an_evaluation_ends_is_wasted() -> None:
@@ -606,3 +667,12 @@ def test_leases_of_quick_units_are_not_too_short() -> None:
     run_alone(slow, "a", seconds=1.0)
     slow.begin(2, 0.0)
     assert len(sizes) < len(run_alone(slow, "a", seconds=1.0))
+
+
+def test_lease_of_quick_units_is_no_more_than_all() -> None:
+    """However much more than all units would be worth its messages."""
+    scheduler = UnitScheduler(5, 6)
+    for evaluation in (1, 2):
+        scheduler.begin(evaluation, 0.0)
+        nodes = run_alone(scheduler, "a", seconds=1e-6)
+    assert nodes == [Node(3, 0)]
