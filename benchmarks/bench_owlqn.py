@@ -1,4 +1,4 @@
-r"""Whether Sandblaster's OWL-QN finds the minimum of an L1 penalty, and its zeros, where scikit-learn's SAGA finds them.
+r"""Whether OWL-QN finds the minimum of an L1 penalty, and its zeros, where scikit-learn's SAGA finds them.
 
 Logistic regression of 20,000 flights, late or not, on the columns of the demo in float64, each scaled to mean 0 and
 standard deviation 1 (SAGA does not converge within 20,000 passes where their scales differ), with the intercept left

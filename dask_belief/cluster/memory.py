@@ -46,3 +46,14 @@ def keep_freed_memory(memory_bytes: float) -> bool:
     )
     logger.debug("keeping up to %d bytes of freed memory: %s", kept, is_set)
     return is_set
+
+
+def give_back_memory() -> bool:
+    """Give what is free in this process back to the system, of all its threads; False where the C library cannot.
+
+    glibc keeps what a thread freed for that thread, and a replica's ends with it: without this a worker would keep the
+    memory of the data of one run after another.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))

@@ -16,7 +16,7 @@ from distributed import Client, Future, Worker, get_worker, secede
 from dask_belief.backend import get_backend
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.memory import keep_freed_memory
+from dask_belief.cluster.memory import give_back_memory, keep_freed_memory
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,9 @@ def live(replica: str, backend: str, make: Callable[[Standing], Life]) -> str:
     standing = stand_aside()
     chosen = get_backend(backend)
     chosen.single_thread()
-    with contextlib.closing(make(standing)) as life:
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(give_back_memory)
+        life = at_end.enter_context(contextlib.closing(make(standing)))
         try:
             with chosen.computing():
                 return life.run()

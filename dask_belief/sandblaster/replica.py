@@ -18,8 +18,9 @@ from dask_belief.cluster.hub_line import Asked, HubLine
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
 from dask_belief.data.cache import UnitCache
-from dask_belief.data.dataset import Dataset
+from dask_belief.data.dataset import Dataset, DirectDataset
 from dask_belief.data.prefetch import Prefetcher
+from dask_belief.data.stream import Streamer
 from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.errors import DaskBeliefError, ReplicaError, StaleError
 from dask_belief.objective import Objective
@@ -100,7 +101,7 @@ class Evaluator:
         default_bytes = int(CACHE_SHARE * (self._backend.free_bytes() or standing.memory_bytes))
         self._cache = UnitCache(default_bytes if spec.cache_bytes is None else spec.cache_bytes)
         self._counted = self._cache.stats
-        self._prefetcher = Prefetcher(self._read, self._cache, ready_bytes=read_ahead_bytes(standing))
+        self._reader = self._new_reader()
         generation = spec.directory.generation
         self._hub = HubLine(spec.coordinator, generation, replica, standing, self._caller, self._read_ahead)
         vector_bytes = spec.directory.n_parameters * np.dtype(spec.directory.dtype).itemsize
@@ -123,8 +124,9 @@ class Evaluator:
         return "cancelled, or the coordinator was silent"
 
     def close(self) -> None:
-        """Let the reader go."""
-        self._prefetcher.close()
+        """Let the reader and the data go: this object may live on until Python looks for circles of references."""
+        self._reader.close()
+        self._cache.clear()
 
     def _process(self, lease: Lease, waited: float) -> Asked:
         """Compute the units of a lease and begin to push their sum; gives the question for the next lease."""
@@ -142,7 +144,7 @@ class Evaluator:
         except (StaleError, Unwanted):
             # The lease was done by others, or the evaluation given up, since it was handed out.
             self._executor.drop_sum()
-            self._prefetcher.drop()
+            self._reader.drop()
             self._deliveries.append(self._hub.start("give_up", lease))
             return asked or self._hub.ask()
         is_finite = bool(np.isfinite(losses).all()) and self._executor.sum_is_finite()
@@ -168,24 +170,35 @@ class Evaluator:
         )
 
     def _compute(self, unit: WorkUnit, work: _Lease) -> float:
-        began = time.monotonic()
-        inputs, targets = self._prefetcher.take(unit, timeout_seconds=LIMITS.no_progress_seconds)
-        taken = time.monotonic()
+        """Compute a unit, block by block as they are read; gives its loss sum."""
+        loss = reading_seconds = computing_seconds = 0.0
+        blocks_read = self._reader.blocks(unit, self._spec.plan.block_rows, LIMITS.no_progress_seconds)
+        while True:
+            began = time.monotonic()
+            block = next(blocks_read, None)
+            taken = time.monotonic()
+            reading_seconds += taken - began
+            if block is None:
+                break
+            if self._standing.is_cancelled or work.is_unwanted:
+                raise Unwanted
+            loss += self._block_loss(unit, *block)
+            # Its memory is where the next is read.
+            del block
+            computing_seconds += time.monotonic() - taken
+        work.effort += Effort(reading_seconds=reading_seconds, computing_seconds=computing_seconds)
+        return loss
+
+    def _block_loss(self, unit: WorkUnit, inputs: np.ndarray, targets: np.ndarray) -> float:
         try:
-            loss = 0.0
-            for rows in blocks(unit.rows, self._spec.plan.block_rows):
-                if self._standing.is_cancelled or work.is_unwanted:
-                    raise Unwanted
-                loss += self._executor.compute(inputs[rows], targets[rows])
-        except (DaskBeliefError, Unwanted):
+            return self._executor.compute(inputs, targets)
+        except DaskBeliefError:
             raise
         except Exception as error:
             raise ReplicaError(
                 f"the objective raised {type(error).__name__}: {error}, in unit {unit.number} (rows {unit.start} to "
                 f"{unit.stop - 1}) on {self._standing.worker.address}. Call loss_and_gradient on these rows to see it."
             ) from error
-        work.effort += Effort(reading_seconds=taken - began, computing_seconds=time.monotonic() - taken)
-        return loss
 
     def _faulty(self, units: Sequence[WorkUnit], losses: Sequence[float]) -> tuple[int, ...]:
         """The units of a lease whose loss or gradient is not finite: their gradients are found once more, one by one.
@@ -227,6 +240,17 @@ class Evaluator:
         while self._deliveries and self._deliveries[0].done():
             self._deliveries.pop(0).result()
 
+    def _new_reader(self) -> Prefetcher | Streamer:
+        """On the host rows that need no decoding are read in pieces by this thread; else a thread reads units ahead."""
+        dataset, dtype = self._dataset, np.dtype(self._spec.directory.dtype)
+        if self._backend.name == "numpy" and isinstance(dataset, DirectDataset) and dataset.is_direct:
+
+            def read(start: int, stop: int) -> Batch:
+                return dataset.read(start, stop, dtype=dtype)
+
+            return Streamer(read, dataset.advise, dataset.row_bytes(dtype), self._cache)
+        return Prefetcher(self._read, self._cache, ready_bytes=read_ahead_bytes(self._standing))
+
     def _read(self, unit: WorkUnit) -> Batch:
         """Decode a unit, and bring it to where it is computed: there the cache holds it."""
         inputs, targets = self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))
@@ -237,7 +261,7 @@ class Evaluator:
 
     def _read_ahead(self, lease: Lease) -> None:
         plan = self._spec.plan
-        self._prefetcher.schedule([plan[number] for number in lease.node.leaves(len(plan))])
+        self._reader.schedule([plan[number] for number in lease.node.leaves(len(plan))])
 
 
 class _Lease:

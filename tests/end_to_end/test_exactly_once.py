@@ -17,6 +17,7 @@ from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.data.units import WorkUnit, plan_units
 from dask_belief.monitoring.events import IterationEnded, WorkerJoined
 from dask_belief.parameter_server.gradient_sum import GradientSum
+from dask_belief.sandblaster import pace
 from dask_belief.sandblaster.replica import Evaluator
 from dask_belief.sandblaster.unit_scheduler import Lease, UnitScheduler
 from tests.small_cluster import small_cluster
@@ -300,6 +301,9 @@ class PartlyCopied:
 def test_bits_are_the_same_when_part_of_a_lease_was_copied(alone, store: Path, penalty: str, monkeypatch) -> None:
     """A lease that ends when some of its units are done counts for the others."""
     expected = alone(penalty)
+    # Units of a moment are else leased and copied as a whole.
+    monkeypatch.setattr(pace, "_LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "_LEAST_LEASE_SECONDS", 0.0)
     partly = PartlyCopied(monkeypatch, evaluation=3)
     with small_cluster(n_workers=2) as cluster, Client(cluster, set_as_default=False) as client:
         found, _ = trained(client, store, penalty, n_shards=3, backup_after=0.0)

@@ -261,7 +261,7 @@ def test_replica_is_given_its_own_units_first(n_units: int, max_level: int, n_re
     scheduler.begin(1, 0.0)
     run_in_turns(scheduler, replicas)
     scheduler.begin(2, 0.0)
-    homes = [scheduler._by_number[number].name for number in scheduler._owner]
+    homes = [scheduler._by_number[number].name for number in scheduler._owner.tolist()]
     had = {replica: {unit for unit, home in enumerate(homes) if home == replica} for replica in replicas}
     left = set(range(n_units))
     now = 0.0
