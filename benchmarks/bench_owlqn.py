@@ -42,8 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures, with commit and machine, to this file")
     parser.add_argument("--quick", action="store_true", help="2,000 rows and the largest penalty: to see that it runs")
+    parser.add_argument("--l1", type=float, nargs="+", default=PENALTIES, help="penalties; SAGA takes minutes for each")
     arguments = parser.parse_args()
-    n_rows, penalties = (2000, PENALTIES[:1]) if arguments.quick else (N_ROWS, PENALTIES)
+    n_rows, penalties = (2000, PENALTIES[:1]) if arguments.quick else (N_ROWS, arguments.l1)
 
     record = Record(__doc__.splitlines()[0])
     inputs, targets = flights(n_rows)
