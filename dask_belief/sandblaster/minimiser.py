@@ -176,7 +176,9 @@ class Minimiser:
     def _search(self, value: float, norm: float) -> tuple[Search, Evaluated] | Stop:
         """Find the next point along the direction, with steepest descent as the second try."""
         search, trial = self._along_direction(value)
-        is_worth_another = search.outcome is not SearchOutcome.ROUNDING or self._steps.tries_again_after_rounding
+        # A search that shrank for long before it ended by rounding speaks against the direction, not against the point.
+        is_at_noise = search.outcome is SearchOutcome.ROUNDING and search.evaluations <= 1
+        is_worth_another = not is_at_noise or self._steps.tries_again_after_rounding
         if not search.succeeded and self._rule.has_memory and is_worth_another:
             logger.info("no step along the direction (%s): steepest descent", search.outcome.value)
             self._rule.reset()
