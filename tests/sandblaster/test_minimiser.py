@@ -798,3 +798,28 @@ def test_nothing_is_validated_without_a_validation_set() -> None:
         assert not [command for command in scene.deployment.of_kind(Combine) if command.into == SNAPSHOT]
         seen: list[type[Event]] = [type(event) for event in scene.events]
         assert Validated not in seen
+
+
+class ShrinksOnce(OrthantWise):
+    """Orthant-wise steps whose third search finds nothing, and ends by rounding after so many evaluations."""
+
+    def __init__(self, l1: float, evaluations: int) -> None:
+        super().__init__(ProjectedSearch(), l1)
+        self.n_searches = 0
+        self._evaluations = evaluations
+
+    def search(self, value: float, slope: float, first_step: float) -> Any:
+        self.n_searches += 1
+        search = super().search(value, slope, first_step)
+        if self.n_searches == 3:
+            search.outcome, search.evaluations = Outcome.ROUNDING, self._evaluations
+        return search
+
+
+@pytest.mark.parametrize(("evaluations", "goes_on"), [(1, False), (13, True)])
+def test_orthant_wise_search_that_shrank_for_long_is_tried_anew(evaluations: int, goes_on: bool) -> None:
+    """It speaks against its direction; one that met rounding at once speaks for the end."""
+    steps = ShrinksOnce(0.1, evaluations)
+    with LocalRun(bowl(np.geomspace(1, 100, 5)), np.zeros(5), l1=0.1) as scene:
+        minimiser(scene, Criteria(gtol=1e-7, ftol=0.0), steps=steps).minimise()
+    assert (steps.n_searches > 3) == goes_on
