@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dask_belief.data.write import write_dataset as write_dataset
     from dask_belief.data.zarr_dataset import ZarrDataset as ZarrDataset
     from dask_belief.downpour.config import Downpour as Downpour
+    from dask_belief.downpour.replay import replay as replay
     from dask_belief.errors import ActorLostError as ActorLostError
     from dask_belief.errors import ArgumentError as ArgumentError
     from dask_belief.errors import CallTimeoutError as CallTimeoutError
@@ -32,13 +33,26 @@ if TYPE_CHECKING:
     from dask_belief.errors import ReplicaError as ReplicaError
     from dask_belief.errors import StaleError as StaleError
     from dask_belief.models.layers.dense import Dense as Dense
+    from dask_belief.models.layers.embedding import Embedding as Embedding
     from dask_belief.models.network import Network as Network
     from dask_belief.objective import Objective as Objective
     from dask_belief.optim.rules import SGD as SGD
     from dask_belief.optim.rules import Adagrad as Adagrad
+    from dask_belief.optim.rules import Adam as Adam
     from dask_belief.optim.rules import Momentum as Momentum
+    from dask_belief.optim.rules import Nesterov as Nesterov
+    from dask_belief.optim.rules import RMSProp as RMSProp
+    from dask_belief.optim.schedules import Cosine as Cosine
+    from dask_belief.optim.schedules import ExponentialDecay as ExponentialDecay
+    from dask_belief.optim.schedules import InverseTimeDecay as InverseTimeDecay
+    from dask_belief.optim.schedules import StepDecay as StepDecay
+    from dask_belief.optim.schedules import Warmup as Warmup
     from dask_belief.optim.stopping import Stop as Stop
     from dask_belief.optim.stopping import StopReason as StopReason
+    from dask_belief.parameter_server.consistency import ElasticAveraging as ElasticAveraging
+    from dask_belief.parameter_server.consistency import MaxStaleness as MaxStaleness
+    from dask_belief.parameter_server.consistency import ScaleByStaleness as ScaleByStaleness
+    from dask_belief.parameter_server.consistency import Synchronous as Synchronous
     from dask_belief.result import TrainingResult as TrainingResult
     from dask_belief.result import load_result as load_result
     from dask_belief.sandblaster.config import Sandblaster as Sandblaster
@@ -50,6 +64,7 @@ _HOMES = {
     "data.write": ("write_dataset",),
     "data.zarr_dataset": ("ZarrDataset",),
     "downpour.config": ("Downpour",),
+    "downpour.replay": ("replay",),
     "errors": (
         "ActorLostError",
         "ArgumentError",
@@ -68,10 +83,13 @@ _HOMES = {
         "StaleError",
     ),
     "models.layers.dense": ("Dense",),
+    "models.layers.embedding": ("Embedding",),
     "models.network": ("Network",),
     "objective": ("Objective",),
-    "optim.rules": ("Adagrad", "Momentum", "SGD"),
+    "optim.rules": ("SGD", "Adagrad", "Adam", "Momentum", "Nesterov", "RMSProp"),
+    "optim.schedules": ("Cosine", "ExponentialDecay", "InverseTimeDecay", "StepDecay", "Warmup"),
     "optim.stopping": ("Stop", "StopReason"),
+    "parameter_server.consistency": ("ElasticAveraging", "MaxStaleness", "ScaleByStaleness", "Synchronous"),
     "result": ("TrainingResult", "load_result"),
     "sandblaster.config": ("Sandblaster",),
     "training": ("train",),

@@ -7,7 +7,7 @@ lines are another.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,13 @@ class Objective(Protocol):
     ``evaluate(parameters, inputs, targets)`` gives sums over rows for validation; ``predict(parameters, inputs)``
     is what `TrainingResult.predict` calls; ``check_data`` refuses data that do not fit; a
     `Network` is saved with a result, another objective is not.
+
+    Where a few rows depend on few of the parameters, as with an `Embedding`, two members let a run fetch, compute and
+    push those alone. ``touched(inputs, targets)`` gives the ranges of the vector on which loss and gradient of these
+    rows depend, int64 ``(n_runs, 2)``: half-open, sorted, none empty, none overlapping the next; the gradient is zero
+    elsewhere, the penalty left aside. As an attribute that is None it says that there is nothing to gain.
+    ``loss_and_gradient(..., out=vector, only_touched=True)`` then leaves what lies outside these ranges in ``out`` as
+    it is, so that no call costs a pass over the whole vector.
     """
 
     @property
@@ -78,8 +85,48 @@ def penalty(objective: Objective, parameters: Vector, l2: float) -> float:
     return 0.5 * l2 * float(np.dot(covered, covered))
 
 
+Touched = Callable[[Any, Any], NDArray[np.int64]]
+"""Gives the ranges that inputs and targets touch; see `Objective`."""
+
+
+def touched_of(objective: Objective) -> Touched | None:
+    """What tells which parameters some rows touch, checked at each call; None where it may be any of them."""
+    touched: Touched | None = getattr(objective, "touched", None)
+    if touched is None:
+        return None
+    if not callable(touched):
+        raise ArgumentError(f"objective.touched: expected a function of inputs and targets or None, got {touched!r}.")
+    return _CheckedTouched(touched, objective.n_parameters)
+
+
+class _CheckedTouched:
+    """Calls an objective's ``touched`` and refuses what are no ranges of the vector."""
+
+    def __init__(self, touched: Touched, n_parameters: int) -> None:
+        self._touched = touched
+        self._n_parameters = n_parameters
+
+    def __call__(self, inputs: Any, targets: Any) -> NDArray[np.int64]:
+        runs = np.asarray(self._touched(inputs, targets))
+        if runs.ndim != 2 or runs.shape[1] != 2 or runs.dtype.kind not in "iu":
+            raise ArgumentError(
+                f"objective.touched: expected whole numbers of shape (n_runs, 2), got {runs.dtype} of shape "
+                f"{runs.shape}."
+            )
+        borders = runs.astype(np.int64, copy=False).reshape(-1)
+        gaps = np.diff(borders)
+        if borders.size and not (
+            borders[0] >= 0 and borders[-1] <= self._n_parameters and gaps.min() >= 0 and gaps[::2].min() > 0
+        ):
+            raise ArgumentError(
+                f"objective.touched: expected sorted ranges of the {self._n_parameters} parameters, none empty and "
+                "none overlapping the next; got others."
+            )
+        return borders.reshape(-1, 2)
+
+
 class Gradients:
-    """Calls an objective so that the gradient lands in a given vector, whether the objective knows `out` or not.
+    """Calls an objective so that the gradient lands in a given vector, whatever more than the least it knows.
 
     Parameters
     ----------
@@ -90,17 +137,26 @@ class Gradients:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._n_parameters = objective.n_parameters
-        self._knows_out = "out" in inspect.signature(objective.loss_and_gradient).parameters
+        known = inspect.signature(objective.loss_and_gradient).parameters
+        self._knows_out = "out" in known
+        self._knows_only_touched = self._knows_out and "only_touched" in known
 
-    def __call__(self, parameters: Vector, inputs: Any, targets: Any, out: Vector) -> float:
+    def __call__(
+        self, parameters: Vector, inputs: Any, targets: Any, out: Vector, *, only_touched: bool = False
+    ) -> float:
         """Write the gradient sum into `out` and give the loss sum.
+
+        With `only_touched` what lies outside the ranges that the rows touch is not to be read: it is left as it is by
+        an objective that knows the option, and becomes zero by another.
 
         Raises
         ------
         ArgumentError
             When the objective gives something else than a number and a vector of n_parameters.
         """
-        options = {"out": out} if self._knows_out else {}
+        options: dict[str, Any] = {"out": out} if self._knows_out else {}
+        if only_touched and self._knows_only_touched:
+            options["only_touched"] = True
         loss, gradient = self._objective.loss_and_gradient(parameters, inputs, targets, **options)
         if gradient is out:
             return float(loss)

@@ -25,20 +25,24 @@ _STATE = "rule_state"
 class TrainingResult:
     """The best point of a run, and how it was found.
 
+    Where several methods ran in turn, it is of all of them together, see `dask_belief.train`.
+
     Attributes
     ----------
     parameters
         ``(n_parameters,)``, of the run's dtype.
     loss
-        The objective at `parameters`: mean loss over all training rows, and penalty.
+        The objective at `parameters`: mean loss over all training rows, and penalty; of methods in turn, with the
+        penalty of the last one.
     validation
         Means over the validation set at `parameters`: ``loss``, ``accuracy``; empty without one.
     stop
         Why the run ended, with numbers and advice.
     history
-        What happened: ``history["loss"]``, ``history.to_frame()``, ``history.plot()``.
+        What happened: ``history["loss"]``, ``history.to_frame()``, ``history.plot()``; of Downpour, too,
+        ``history.staleness()``, ``history.replicas()``, ``history.shards()``.
     method
-        The name of the method.
+        The name of the method; of methods in turn, the names of those that ran.
     seconds
         From the start of the run to its end.
     passes
@@ -50,8 +54,8 @@ class TrainingResult:
     objective
         What was trained; None when it was loaded and is no `Network`.
     rule_state
-        The vectors that Downpour's rule ended with, ``(n_parameters,)`` each: ``accumulator``, Adagrad's sums of
-        squared gradients, or ``velocity``. Empty for Sandblaster, and where the run diverged.
+        The vectors that the rule of a Downpour that ran last ended with, ``(n_parameters,)`` each: ``accumulator``,
+        Adagrad's sums of squared gradients, or ``velocity``. Empty for Sandblaster, and where the run diverged.
     """
 
     parameters: NDArray[np.floating]

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from distributed import Client
@@ -18,7 +19,6 @@ from dask_belief.cluster.membership import Lost, Membership, wait_for_a_worker
 from dask_belief.data.dataset import Dataset
 from dask_belief.errors import ActorLostError, ClusterError, DaskBeliefError
 from dask_belief.evaluation import Evaluation
-from dask_belief.monitoring.callbacks import CallbackList
 from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Validated, WorkerJoined, WorkerLost
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.objective import Objective
@@ -57,6 +57,8 @@ class Facts:
         The root seed, the name of the dtype, the name of the backend.
     adagrad_sums
         The sums of squared gradients that the run's beginning was found with, ``(n_parameters,)``; None for none.
+    record
+        The folder in which a Downpour run is recorded; None for no record.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Facts:
     dtype: str
     backend: str
     adagrad_sums: Vector | None = None
+    record: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Run:
     facts
         What is trained.
     callbacks
-        Who hears of it.
+        Hears of it, such as a `CallbackList`; answers whether the run is to stop.
 
     Attributes
     ----------
@@ -149,7 +152,7 @@ class Run:
         Whether a generation of actors was lost, and so what it had done since it was last kept.
     """
 
-    def __init__(self, facts: Facts, callbacks: CallbackList) -> None:
+    def __init__(self, facts: Facts, callbacks: Callable[[Event], bool]) -> None:
         self.facts = facts
         self.best = facts.initial.copy()
         self.kinds: set[str] = set()
@@ -306,10 +309,14 @@ class Run:
     # Validation runs beside the training, at a vector of the shards that is a copy.
 
     @property
+    def may_validate(self) -> bool:
+        """Whether a validation set is given, and no validation is under way."""
+        return self._validation is not None and not self._validation.is_running
+
+    @property
     def is_validation_due(self) -> bool:
-        """Whether a validation set is given, none is under way, and enough time has passed since the last."""
-        validation = self._validation
-        return validation is not None and not validation.is_running and self._validating.is_due(self.seconds)
+        """Whether a validation may begin, and enough time has passed since the last."""
+        return self.may_validate and self._validating.is_due(self.seconds)
 
     def start_validation(self, directory: Directory, passes: float) -> None:
         """Begin to validate at the shards' snapshot."""

@@ -25,10 +25,10 @@ LAYERS = (
     {"cluster"},
     {"parameter_server", "model_parallel", "checkpoint", "recovery", "evaluation", "run"},
     {"downpour", "sandblaster"},
-    {"training", "result"},
+    {"training", "stages", "result"},
     {"estimators", "cli"},
 )
-ALGORITHMS = ("downpour", "sandblaster", "training", "result", "estimators", "cli")
+ALGORITHMS = ("downpour", "sandblaster", "training", "stages", "result", "estimators", "cli")
 SERVICES = ("parameter_server", "model_parallel", "checkpoint", "recovery", "evaluation", "run")
 
 # Name -> the modules (with what lies below them) that may import it. A name that is not here is free above the math.

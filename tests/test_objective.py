@@ -9,8 +9,17 @@ import pytest
 
 from dask_belief.errors import ArgumentError
 from dask_belief.models.layers.dense import Dense
+from dask_belief.models.layers.embedding import Embedding
 from dask_belief.models.network import Network
-from dask_belief.objective import Gradients, Objective, check_objective, evaluation_sums, penalised_of, penalty
+from dask_belief.objective import (
+    Gradients,
+    Objective,
+    check_objective,
+    evaluation_sums,
+    penalised_of,
+    penalty,
+    touched_of,
+)
 from dask_belief.seeds import stream
 
 SEED = 51
@@ -127,6 +136,82 @@ def test_gradient_of_wrong_shape_is_refused(wrong: Any) -> None:
     objective.loss_and_gradient = lambda parameters, inputs, targets: (1.0, wrong)
     with pytest.raises(ArgumentError, match=r"^objective: loss_and_gradient gave a gradient of shape .*, not \(4,\)"):
         Gradients(objective)(*data(), np.zeros(N_FEATURES))
+
+
+class KnowsWhatIsTouched(WritesInPlace):
+    """The same for rows of zeros but for their first feature; another gradient than the first is never written."""
+
+    def touched(self, inputs: Any, targets: Any) -> np.ndarray:
+        return np.array([[0, 1]])
+
+    def loss_and_gradient(
+        self, parameters: Any, inputs: Any, targets: Any, out: Any = None, only_touched: bool = False
+    ) -> tuple[Any, Any]:
+        if not only_touched:
+            return super().loss_and_gradient(parameters, inputs, targets, out)
+        loss, gradient = LeastSquares.loss_and_gradient(self, parameters, inputs, targets)
+        out[0] = gradient[0]
+        return loss, out
+
+
+@pytest.mark.parametrize("objective", [LeastSquares(), WritesInPlace(), KnowsWhatIsTouched()])
+def test_only_touched_is_passed_on_to_who_knows_it(objective: Objective) -> None:
+    """Another objective writes all of the gradient; what is touched is the same."""
+    parameters, inputs, targets = data()
+    inputs[:, 1:] = 0
+    _, expected = LeastSquares().loss_and_gradient(parameters, inputs, targets)
+    out = np.full(N_FEATURES, 7.0)
+    Gradients(objective)(parameters, inputs, targets, out, only_touched=True)
+    assert out[0] == expected[0]
+    assert (out[1:] == (7 if isinstance(objective, KnowsWhatIsTouched) else 0)).all()
+    Gradients(objective)(parameters, inputs, targets, out)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_what_is_touched_is_asked_of_who_offers_it() -> None:
+    """A network with an embedding and a user's class do; other networks and classes may touch everything."""
+    dense = Network([Dense(1)], loss="squared", input_shape=(N_FEATURES,))
+    sparse = Network([Embedding(9, 2), Dense(1)], loss="squared", input_shape=(2,))
+    assert touched_of(dense) is None
+    assert touched_of(LeastSquares()) is None
+    mine, its = touched_of(KnowsWhatIsTouched()), touched_of(sparse)
+    assert mine is not None
+    assert its is not None
+    assert mine(*data()[1:]).tolist() == [[0, 1]]
+    runs = its(np.array([[3, 4]]), np.zeros(1))
+    assert runs.tolist() == [[6, 10], [18, 23]]
+    assert runs.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [[0, 1], [[0.0, 1.0]], [[0, 1, 2]], [[1, 1]], [[2, 1]], [[-1, 1]], [[0, 5]], [[0, 2], [1, 3]], [[2, 3], [0, 1]]],
+)
+def test_wrong_ranges_are_refused(runs: Any) -> None:
+    """Another shape, fractions; ranges that are empty, outside the vector, overlapping or unsorted."""
+    objective: Any = LeastSquares()
+    objective.touched = lambda inputs, targets: np.array(runs)
+    touched = touched_of(objective)
+    assert touched is not None
+    with pytest.raises(ArgumentError, match=r"^objective\.touched: expected "):
+        touched(*data()[1:])
+
+
+def test_no_ranges_are_ranges() -> None:
+    """Rows may touch nothing."""
+    objective: Any = LeastSquares()
+    objective.touched = lambda inputs, targets: np.empty((0, 2), int)
+    touched = touched_of(objective)
+    assert touched is not None
+    assert touched(*data()[1:]).shape == (0, 2)
+
+
+def test_touched_that_cannot_be_called_is_refused() -> None:
+    """Ranges themselves, for one: they depend on the rows."""
+    objective: Any = LeastSquares()
+    objective.touched = np.array([[0, 1]])
+    with pytest.raises(ArgumentError, match=r"^objective\.touched: expected a function"):
+        touched_of(objective)
 
 
 def test_validation_needs_no_more_than_the_loss() -> None:

@@ -15,11 +15,12 @@ import zarr
 from dask_belief.errors import ArgumentError, DataError, MissingStoreError
 from dask_belief.models.layers.dense import Dense
 from dask_belief.models.network import Network
-from dask_belief.monitoring.events import IterationEnded, Stopped, Validated
+from dask_belief.monitoring.events import DownpourProgressed, IterationEnded, Stopped, Validated
 from dask_belief.monitoring.history import History
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.result import FORMAT, TrainingResult, load_result
 from dask_belief.seeds import stream
+from tests.monitoring.test_events import EVENTS, REPLICAS
 
 SEED = 53
 STOP = Stop(StopReason.GRADIENT_SMALL, {"gradient_norm": 1e-6, "gtol": 1e-5})
@@ -83,6 +84,17 @@ def test_saved_result_is_read_back(tmp_path: Path, dtype: str) -> None:
     assert loaded.history.events == result.history.events
     inputs = stream(SEED, "rows").standard_normal((6, 5)).astype(dtype)
     np.testing.assert_array_equal(loaded.predict(inputs), result.predict(inputs))
+
+
+def test_downpours_history_is_read_back(tmp_path: Path) -> None:
+    """With what replicas and shards have done, and how stale pushes were."""
+    history = History(EVENTS)
+    assert any(isinstance(event, DownpourProgressed) and event.replicas for event in history)
+    result_of(history=history).save(tmp_path / "model.zarr")
+    loaded = load_result(tmp_path / "model.zarr").history
+    assert loaded.events == history.events
+    assert loaded.staleness() == history.staleness() != {}
+    assert (len(loaded.replicas()), len(loaded.shards())) == (len(REPLICAS), 2)
 
 
 def test_state_of_the_rule_is_read_back(tmp_path: Path) -> None:

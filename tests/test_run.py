@@ -79,7 +79,7 @@ def spec_of(name: str) -> DeploymentSpec:
         penalised=None,
         n_shards=1,
         n_replicas=1,
-        rule=None,
+        updates=None,
         hub=Desk,
         hub_arguments=(),
         replica=replica,

@@ -202,9 +202,42 @@ class Backend(ABC):
         """``velocity = momentum * velocity + gradient`` and ``values -= rate * velocity``."""
         self._run("momentum", gradient, float(rate), float(momentum), velocity, values)
 
+    def nesterov_(self, values: Array, gradient: Array, velocity: Array, rate: float, momentum: float) -> None:
+        """``velocity = momentum * velocity + gradient`` and ``values -= rate * (gradient + momentum * velocity)``."""
+        self._run("nesterov", gradient, float(rate), float(momentum), velocity, values)
+
     def adagrad_(self, values: Array, gradient: Array, accumulator: Array, rate: float, epsilon: float) -> None:
         """``accumulator += gradient**2`` and ``values -= rate * gradient / (sqrt(accumulator) + epsilon)``."""
         self._run("adagrad", gradient, float(rate), float(epsilon), accumulator, values)
+
+    def rmsprop_(
+        self, values: Array, gradient: Array, mean_square: Array, rate: float, share: float, epsilon: float
+    ) -> None:
+        """``mean_square += share * (gradient**2 - mean_square)``; ``values -= rate * gradient / divisor``.
+
+        The divisor is ``sqrt(mean_square) + epsilon``. `share` is what the new square gets of a mean, one minus decay:
+        rounded as one number it keeps its digits.
+        """
+        self._run("rmsprop", gradient, float(rate), float(share), float(epsilon), mean_square, values)
+
+    def adam_(
+        self,
+        values: Array,
+        gradient: Array,
+        mean: Array,
+        mean_square: Array,
+        rate: float,
+        mean_share: float,
+        square_share: float,
+        epsilon: float,
+    ) -> None:
+        """Move both means towards gradient and square by their shares, then ``values -= rate * mean / divisor``.
+
+        As in `rmsprop_`, the divisor is ``sqrt(mean_square) + epsilon``. The means are not corrected for their start at
+        zero: `rate` and `epsilon` may hold that.
+        """
+        numbers = float(rate), float(mean_share), float(square_share), float(epsilon)
+        self._run("adam", gradient, *numbers, mean, mean_square, values)
 
 
 def _restore(name: str, device: int) -> Backend:

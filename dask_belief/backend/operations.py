@@ -23,6 +23,10 @@ from dask_belief.backend.cuda import Elementwise, RowByRow
 BLOCK_ELEMENTS = 32_768
 """Elements in a block: 128 KiB of float32, so that two operands and the scratch stay in a second-level cache."""
 
+RULE_BLOCK_BYTES = 262_144
+"""Bytes of a vector in a block of a rule. A rule makes many short passes over few vectors: twice the block of the other
+operations halves what the calls themselves take (Adagrad: 0.70 for 0.74 ns an element of float32)."""
+
 FEW_COLUMNS = 32
 """Up to here NumPy goes faster over whole columns, in a transposed copy, than over so many short rows (softmax of 1000
 rows of 10, with its loss: 24 for 45 microseconds; of 64: 74 for 64)."""
@@ -50,17 +54,25 @@ class _Scratch(threading.local):
         wanted = np.dtype(dtype or block.dtype)
         buffer = self._buffers.get(wanted)
         if buffer is None or buffer.size < block.size:
-            buffer = self._buffers[wanted] = np.empty(max(block.size, BLOCK_ELEMENTS), wanted)
+            buffer = self._buffers[wanted] = _aligned_empty(max(block.size, BLOCK_ELEMENTS), wanted)
         return buffer[: block.size].reshape(block.shape)
+
+
+def _aligned_empty(n_elements: int, dtype: np.dtype[Any]) -> Array:
+    """Give uninitialised memory that begins on a cache line, as NumPy's does not: rules are faster by 2.5 %."""
+    n_bytes = n_elements * dtype.itemsize
+    memory = np.empty(n_bytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + n_bytes].view(dtype)
 
 
 _scratch = _Scratch()
 
 
-def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Cut arrays of the same length into the same runs of rows, of `BLOCK_ELEMENTS` of the last one at most."""
+def _blocks(*arrays: Array, elements: int = BLOCK_ELEMENTS) -> Iterator[tuple[Array, ...]]:
+    """Cut arrays of the same length into the same runs of rows, of so many elements of the last one at most."""
     n_rows = len(arrays[-1])
-    step = max(1, BLOCK_ELEMENTS // max(1, math.prod(arrays[-1].shape[1:])))
+    step = max(1, elements // max(1, math.prod(arrays[-1].shape[1:])))
     if n_rows <= step:
         yield arrays
         return
@@ -208,15 +220,29 @@ def _add(x: Array, y: Array) -> None:
 
 
 def _scatter_add(indices: Array, source: Array, destination: Array) -> None:
-    np.add.at(destination, indices, source)
+    if not destination.flags.c_contiguous:
+        np.add.at(destination, indices, source)
+        return
+    # By elements instead of rows, for which NumPy has a loop of its own, in the same order: 0.1 for 0.4 ms (2600 rows
+    # of 16 into 100,000). Sorted rows and sums of equal ones are slower than either.
+    flat, columns = destination.reshape(-1), np.arange(source.shape[1])
+    for numbers, added in _blocks(indices, source):
+        np.add.at(flat, (numbers[:, np.newaxis] * len(columns) + columns).reshape(-1), added.reshape(-1))
+
+
+def _rule_blocks(*vectors: Array) -> Iterator[tuple[Array, ...]]:
+    return _blocks(*vectors, elements=RULE_BLOCK_BYTES // vectors[-1].itemsize)
 
 
 def _sgd(gradient: Array, rate: float, values: Array) -> None:
-    _axpy(-rate, gradient, values)
+    for slope, value in _rule_blocks(gradient, values):
+        step = _scratch.like(slope)
+        np.multiply(slope, rate, out=step)
+        np.subtract(value, step, out=value)
 
 
 def _momentum(gradient: Array, rate: float, momentum: float, velocity: Array, values: Array) -> None:
-    for slope, speed, value in _blocks(gradient, velocity, values):
+    for slope, speed, value in _rule_blocks(gradient, velocity, values):
         np.multiply(speed, momentum, out=speed)
         np.add(speed, slope, out=speed)
         step = _scratch.like(slope)
@@ -224,16 +250,70 @@ def _momentum(gradient: Array, rate: float, momentum: float, velocity: Array, va
         np.subtract(value, step, out=value)
 
 
+def _nesterov(gradient: Array, rate: float, momentum: float, velocity: Array, values: Array) -> None:
+    for slope, speed, value in _rule_blocks(gradient, velocity, values):
+        np.multiply(speed, momentum, out=speed)
+        np.add(speed, slope, out=speed)
+        step = _scratch.like(slope)
+        np.multiply(speed, momentum, out=step)
+        np.add(step, slope, out=step)
+        np.multiply(step, rate, out=step)
+        np.subtract(value, step, out=value)
+
+
 def _adagrad(gradient: Array, rate: float, epsilon: float, accumulator: Array, values: Array) -> None:
-    for slope, total, value in _blocks(gradient, accumulator, values):
+    # Seven passes in cache take 0.65 ns an element of float32, of which the root takes 0.29: NumPy has no loop for it
+    # that is wider than 128 bits. A power of -1/2 takes 1.03, exp and log as much as root and quotient.
+    for slope, total, value in _rule_blocks(gradient, accumulator, values):
         step = _scratch.like(slope)
         np.multiply(slope, slope, out=step)
         np.add(total, step, out=total)
-        np.sqrt(total, out=step)
-        np.add(step, epsilon, out=step)
-        np.divide(slope, step, out=step)
-        np.multiply(step, rate, out=step)
+        _scaled_step(slope, total, rate, epsilon, step)
         np.subtract(value, step, out=value)
+
+
+def _rmsprop(gradient: Array, rate: float, share: float, epsilon: float, mean_square: Array, values: Array) -> None:
+    for slope, square, value in _rule_blocks(gradient, mean_square, values):
+        step = _scratch.like(slope)
+        _average_square(slope, share, square, step)
+        _scaled_step(slope, square, rate, epsilon, step)
+        np.subtract(value, step, out=value)
+
+
+def _adam(
+    gradient: Array,
+    rate: float,
+    mean_share: float,
+    square_share: float,
+    epsilon: float,
+    mean: Array,
+    mean_square: Array,
+    values: Array,
+) -> None:
+    for slope, average, square, value in _rule_blocks(gradient, mean, mean_square, values):
+        step = _scratch.like(slope)
+        np.subtract(slope, average, out=step)
+        np.multiply(step, mean_share, out=step)
+        np.add(average, step, out=average)
+        _average_square(slope, square_share, square, step)
+        _scaled_step(average, square, rate, epsilon, step)
+        np.subtract(value, step, out=value)
+
+
+def _average_square(slope: Array, share: float, square: Array, scratch: Array) -> None:
+    """``square += share * (slope**2 - square)``."""
+    np.multiply(slope, slope, out=scratch)
+    np.subtract(scratch, square, out=scratch)
+    np.multiply(scratch, share, out=scratch)
+    np.add(square, scratch, out=square)
+
+
+def _scaled_step(slope: Array, square: Array, rate: float, epsilon: float, step: Array) -> None:
+    """``step = rate * slope / (sqrt(square) + epsilon)``."""
+    np.sqrt(square, out=step)
+    np.add(step, epsilon, out=step)
+    np.divide(slope, step, out=step)
+    np.multiply(step, rate, out=step)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -262,12 +342,39 @@ OPERATIONS: dict[str, Operation] = {
             "velocity = momentum * velocity + gradient; values -= rate * velocity",
         ),
     ),
+    "nesterov": Operation(
+        _nesterov,
+        Elementwise(
+            "T gradient, T rate, T momentum",
+            "T velocity, T values",
+            "velocity = momentum * velocity + gradient; values -= rate * (gradient + momentum * velocity)",
+        ),
+    ),
     "adagrad": Operation(
         _adagrad,
         Elementwise(
             "T gradient, T rate, T epsilon",
             "T accumulator, T values",
             "accumulator += gradient * gradient; values -= rate * gradient / (sqrt(accumulator) + epsilon)",
+        ),
+    ),
+    "rmsprop": Operation(
+        _rmsprop,
+        Elementwise(
+            "T gradient, T rate, T share, T epsilon",
+            "T mean_square, T values",
+            "mean_square += share * (gradient * gradient - mean_square); "
+            "values -= rate * gradient / (sqrt(mean_square) + epsilon)",
+        ),
+    ),
+    "adam": Operation(
+        _adam,
+        Elementwise(
+            "T gradient, T rate, T mean_share, T square_share, T epsilon",
+            "T mean, T mean_square, T values",
+            "mean += mean_share * (gradient - mean); "
+            "mean_square += square_share * (gradient * gradient - mean_square); "
+            "values -= rate * mean / (sqrt(mean_square) + epsilon)",
         ),
     ),
 }

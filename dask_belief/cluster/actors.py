@@ -13,15 +13,20 @@ from collections.abc import Awaitable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from distributed import Client, Future, Worker
+from distributed import Client, Future, Worker, get_worker
 from distributed.core import ConnectionPool
 from distributed.protocol.serialize import Serialize, to_serialize
 
 from dask_belief.cluster.futures import is_loss, let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.memory import keep_freed_memory
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
 logger = logging.getLogger(__name__)
+
+# What a worker without a limit may use, as far as memory that is kept goes.
+_PLENTY_BYTES = 8 * 2**30
+
 Result = TypeVar("Result")
 
 
@@ -200,9 +205,13 @@ class Caller:
             raise ActorLostError(
                 f"{actor.name} on {actor.worker} cannot be reached for {method!r}: {error!r}. Its worker is gone."
             ) from error
-        if reply["status"] != "OK":
-            raise reply["exception"]
-        return reply["result"]
+        if reply["status"] == "OK":
+            return reply["result"]
+        raised: BaseException = reply["exception"]
+        if isinstance(raised, RuntimeError) and "after shutdown" in str(raised):
+            # A worker that closes answers for a while yet, but its threads take no more work.
+            raise ActorLostError(f"{actor.name} on {actor.worker} took no {method!r}: its worker closes.") from raised
+        raise raised
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
         """Run a coroutine, such as `call`, on the event loop; the caller's thread goes on."""
@@ -231,6 +240,11 @@ def _asyncio_loop(loop: Any) -> asyncio.AbstractEventLoop:
 
 async def all_of(calls: Iterable[Awaitable[Result]]) -> list[Result]:
     """Wait for several calls at once; the first error ends the wait and cancels the others."""
+    first, *more = calls
+    if not more:
+        # Most often there is one, and a task costs more than what it is for.
+        return [await first]
+    calls = (first, *more)
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -239,6 +253,13 @@ async def all_of(calls: Iterable[Awaitable[Result]]) -> list[Result]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def made(kind: type[Result], *arguments: object) -> Result:
+    """Make an actor in its worker, which from then on keeps the memory of messages that it frees."""
+    worker = get_worker()
+    keep_freed_memory(worker.memory_manager.memory_limit or _PLENTY_BYTES)
+    return kind(*arguments)
 
 
 class ActorHost:
@@ -257,7 +278,7 @@ class ActorHost:
         """Begin to make an actor of class `kind` on `worker`; `ready` waits for it."""
         key = f"{kind.__name__.lower()}-{self._prefix}-{name.replace(' ', '-')}"
         future = self._client.submit(
-            kind, *arguments, actor=True, key=key, workers=[worker], allow_other_workers=False, pure=False
+            made, kind, *arguments, actor=True, key=key, workers=[worker], allow_other_workers=False, pure=False
         )
         self._futures.append(future)
         return ActorAddress(name=name, worker=worker, key=key)

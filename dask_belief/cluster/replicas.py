@@ -17,7 +17,7 @@ from dask_belief.backend import get_backend
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.memory import give_back_memory, keep_freed_memory
-from dask_belief.errors import ActorLostError, CallTimeoutError
+from dask_belief.errors import ActorLostError, CallTimeoutError, StaleError
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +254,10 @@ def live(replica: str, backend: str, make: Callable[[Standing], Life]) -> str:
         try:
             with chosen.computing():
                 return life.run()
+        except StaleError as error:
+            # This one is of another generation, or of a run that is over.
+            logger.info("%s ends: %s", replica, error)
+            return str(error)
         except (ActorLostError, CallTimeoutError) as error:
             # The driver sees the same loss, and starts new replicas with new addresses.
             logger.warning("%s ends: %s", replica, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dask_belief.data.batches import Batch, mini_batches, n_batches
+from dask_belief.data.batches import Batch, MiniBatches, n_batches
 from dask_belief.data.cache import UnitCache
 from dask_belief.data.dataset import ArrayDataset, Dataset, DatasetLike, ZarrDataset, as_dataset
 from dask_belief.data.prefetch import Prefetcher
@@ -15,6 +15,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "DatasetLike",
+    "MiniBatches",
     "Prefetcher",
     "Scale",
     "UnitCache",
@@ -22,7 +23,6 @@ __all__ = [
     "WorkUnit",
     "ZarrDataset",
     "as_dataset",
-    "mini_batches",
     "n_batches",
     "plan_units",
     "write_dataset",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +19,50 @@ from numpy.typing import NDArray
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.limits import LIMITS
-from dask_belief.parameter_server.client import ParameterServer
-from dask_belief.parameter_server.messages import PushKey
+from dask_belief.errors import CallTimeoutError
+from dask_belief.parameter_server.client import Directory, Exchange, Exchanged, Traffic
+from dask_belief.parameter_server.selection import Selection
 
 Vector = NDArray[np.floating]
+
+Carry = Callable[[Exchange], Awaitable[Exchanged]]
+"""Makes one exchange with all shards: `ParameterServer.exchange`, or what stands before it."""
 
 # A push that finds so many exchanges before it waits: nothing is dropped, and memory stays bounded.
 _IN_FLIGHT = 2
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """What a fetch brought.
+
+    Attributes
+    ----------
+    buffer
+        The memory of the values, of all parameters' length; whoever gets it hands it back with `Courier.give_back`.
+    versions
+        Per piece of the whole vector, how many updates it had had.
+    selection
+        What of the parameters they are, compact; None for all.
+    """
+
+    buffer: Vector
+    versions: tuple[int, ...]
+    selection: Selection | None
+
+    @property
+    def values(self) -> Vector:
+        """The values that were fetched, compact where there is a selection."""
+        return self.buffer if self.selection is None else self.buffer[: self.selection.n_elements]
+
+
 @dataclass
-class _Exchange:
-    future: concurrent.futures.Future[int]
+class _UnderWay:
+    future: concurrent.futures.Future[Exchanged]
+    ask: Exchange
     pushed: Vector | None
     fetched: Vector | None
-    effective_step: int
+    effective_step: float
 
 
 class Courier:
@@ -39,77 +70,110 @@ class Courier:
 
     Parameters
     ----------
-    server, caller
-        The shards, and the way to them.
+    directory
+        Where the shards are.
+    carry, caller
+        What makes an exchange, and the event loop that it runs on.
     backend
         Where the replica's vectors live; what travels is host memory.
+    limit_seconds
+        How long to wait for one exchange.
+
+    Attributes
+    ----------
+    traffic
+        What was carried so far.
     """
 
-    def __init__(self, server: ParameterServer, caller: Caller, backend: Backend) -> None:
-        self._server = server
+    def __init__(
+        self,
+        directory: Directory,
+        carry: Carry,
+        caller: Caller,
+        backend: Backend,
+        limit_seconds: float = 2 * LIMITS.call_seconds,
+    ) -> None:
+        self._directory = directory
+        self._carry = carry
         self._caller = caller
         self._backend = backend
-        self._line: deque[_Exchange] = deque()
-        self._last: concurrent.futures.Future[int] | None = None
+        self._limit_seconds = limit_seconds
+        self._line: deque[_UnderWay] = deque()
+        self._last: concurrent.futures.Future[Exchanged] | None = None
         self._free: list[Vector] = []
-        self._arrived: Vector | None = None
+        self._arrived: deque[tuple[float, Arrived]] = deque()
+        self.traffic = Traffic()
 
     def send(
-        self, key: PushKey | None, accrued: Vector | None, effective_step: int | None
-    ) -> concurrent.futures.Future[int]:
+        self, ask: Exchange, pushed: Vector | None, effective_step: float | None
+    ) -> concurrent.futures.Future[Exchanged]:
         """Begin an exchange.
 
         Parameters
         ----------
-        key, accrued
-            What to push, copied before this returns; None to fetch alone.
+        ask
+            What to push, and what of the parameters to fetch; `into` is filled in here.
+        pushed
+            The buffer in which what is pushed lies; it is the courier's from now on.
         effective_step
-            From which step the fetched parameters are to be used; None to push alone.
+            From which step on the fetched parameters are to be used; None to push alone.
         """
+        began = time.perf_counter()
         while len(self._line) >= _IN_FLIGHT:
             self._finish_first()
-        pushed = None if accrued is None else self._backend.to_host(accrued, out=self._buffer())
-        fetched = None if effective_step is None else self._buffer()
-        future = self._caller.start(self._exchange(self._last, key, pushed, fetched))
+        self.traffic.push_waiting_seconds += time.perf_counter() - began
+        fetched, chosen = None, ask.fetch_selection
+        if effective_step is not None:
+            fetched = self.buffer()
+            ask = replace(ask, into=fetched if chosen is None else fetched[: chosen.n_elements])
+        future = self._caller.start(self._exchange(self._last, ask))
         self._last = future
-        self._line.append(_Exchange(future, pushed, fetched, -1 if effective_step is None else effective_step))
+        self._line.append(_UnderWay(future, ask, pushed, fetched, -1 if effective_step is None else effective_step))
         return future
 
-    async def _exchange(
-        self,
-        before: concurrent.futures.Future[int] | None,
-        key: PushKey | None,
-        pushed: Vector | None,
-        fetched: Vector | None,
-    ) -> int:
+    async def _exchange(self, before: concurrent.futures.Future[Exchanged] | None, ask: Exchange) -> Exchanged:
         if before is not None:
             await asyncio.wrap_future(before)
-        return await self._server.exchange(key, pushed, fetched)
+        return await self._carry(ask)
 
-    def arrived(self, step: float) -> Vector | None:
-        """The newest parameters that take effect at `step` or before, waited for if need be; None when there are none.
-
-        They are the caller's until it hands them back with `give_back`.
-        """
-        while any(exchange.fetched is not None and exchange.effective_step <= step for exchange in self._line):
+    def arrived(self, step: float) -> list[Arrived]:
+        """What takes effect at `step` or before, in order, waited for if need be; empty when there is nothing."""
+        began = time.perf_counter()
+        while any(each.fetched is not None and each.effective_step <= step for each in self._line):
             self._finish_first()
-        newest, self._arrived = self._arrived, None
-        return newest
+        self.traffic.fetch_waiting_seconds += time.perf_counter() - began
+        due = []
+        while self._arrived and self._arrived[0][0] <= step:
+            due.append(self._arrived.popleft()[1])
+        return due
 
-    def give_back(self, parameters: Vector) -> None:
-        """Let a vector be used again."""
-        self._free.append(parameters)
+    def buffer(self) -> Vector:
+        """Give a host vector of all parameters' length, for `send` or for use until `give_back`."""
+        shape, dtype = (self._directory.n_parameters,), self._directory.dtype
+        return self._free.pop() if self._free else self._backend.host_empty(shape, dtype)
+
+    def give_back(self, buffer: Vector) -> None:
+        """Let a host vector be used again."""
+        self._free.append(buffer)
 
     def _finish_first(self) -> None:
-        exchange = self._line.popleft()
-        exchange.future.result(2 * LIMITS.call_seconds)
-        if exchange.pushed is not None:
-            self._free.append(exchange.pushed)
-        if exchange.fetched is not None:
-            if self._arrived is not None:
-                self._free.append(self._arrived)
-            self._arrived = exchange.fetched
-
-    def _buffer(self) -> Vector:
-        directory = self._server.directory
-        return self._free.pop() if self._free else self._backend.host_empty((directory.n_parameters,), directory.dtype)
+        first = self._line.popleft()
+        ask, traffic = first.ask, self.traffic
+        try:
+            done = first.future.result(self._limit_seconds)
+        except concurrent.futures.TimeoutError as error:
+            if first.future.done():
+                raise
+            raise CallTimeoutError(
+                f"an exchange with the shards did not end within {self._limit_seconds:g} seconds."
+            ) from error
+        traffic.pushed_bytes += done.pushed_bytes
+        traffic.fetched_bytes += done.fetched_bytes
+        if first.pushed is not None:
+            traffic.n_pushes += 1
+            ages = (now - 1 - base for now, base in zip(done.versions, ask.bases, strict=True))
+            traffic.staleness_sum += max(0, *ages)
+            self.give_back(first.pushed)
+        if first.fetched is not None:
+            traffic.n_fetches += 1
+            self._arrived.append((first.effective_step, Arrived(first.fetched, done.versions, ask.fetch_selection)))

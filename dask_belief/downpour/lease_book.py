@@ -6,11 +6,12 @@ barrier between epochs. What a lost replica had goes to another, ahead of the re
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dask_belief.parameter_server.messages import LeaseKey
+from dask_belief.parameter_server.messages import Finished, LeaseKey
 from dask_belief.seeds import stream
 
 
@@ -37,14 +38,17 @@ class BookState:
     Attributes
     ----------
     finished
-        Every finished lease.
+        The finished leases.
     steps, rows
         Mini-batches and rows trained on.
+    is_released
+        Whether the warm start is over.
     """
 
-    finished: tuple[LeaseKey, ...]
+    finished: Finished
     steps: int
     rows: int
+    is_released: bool = False
 
 
 class LeaseBook:
@@ -58,9 +62,10 @@ class LeaseBook:
         Passes over the data.
     seed
         The run's root seed.
-    warm_start_steps
-        Until so many mini-batches are done, only the replica that came first is given leases (section 4.2 of the
-        paper's experiments: "training only a single model replica before unleashing the other replicas").
+    warm_start_steps, warm_start_seconds
+        Until so many mini-batches are done, and for so long after the first lease was given, only the replica that came
+        first is given leases ("training only a single model replica before unleashing the other replicas", section
+        4.1).
     state
         Where to go on.
 
@@ -73,7 +78,13 @@ class LeaseBook:
     """
 
     def __init__(
-        self, n_leases: int, epochs: int, seed: int, warm_start_steps: int = 0, state: BookState | None = None
+        self,
+        n_leases: int,
+        epochs: int,
+        seed: int,
+        warm_start_steps: int = 0,
+        warm_start_seconds: float = 0.0,
+        state: BookState | None = None,
     ) -> None:
         self.n_leases = n_leases
         self.epochs = epochs
@@ -82,7 +93,15 @@ class LeaseBook:
         self.n_taken_over = 0
         self._seed = seed
         self._warm_start_steps = warm_start_steps
-        self._finished: set[LeaseKey] = {LeaseKey(*key) for key in state.finished} if state else set()
+        self._warm_start_seconds = warm_start_seconds
+        self._began: float | None = None
+        self._is_released = state is not None and state.is_released
+        self._n_done = [0] * epochs
+        self._whole = 0
+        # Of the epochs that are not whole yet.
+        self._finished: set[LeaseKey] = set()
+        if state is not None:
+            self._take(state.finished)
         self._is_resumed = state is not None
         self._replicas: dict[str, None] = {}
         self._held: dict[LeaseKey, str] = {}
@@ -101,11 +120,22 @@ class LeaseBook:
             del self._held[key]
             self._returned.append(key)
 
-    def next_lease(self, replica: str) -> RowLease | None:
+    def _take(self, finished: Finished) -> None:
+        self._whole = finished.epoch
+        self._finished = {LeaseKey(*key) for key in finished.more}
+        self._n_done[: self._whole] = [self.n_leases] * self._whole
+        for key in self._finished:
+            self._n_done[key.epoch] += 1
+
+    def next_lease(self, replica: str, now: float) -> RowLease | None:
         """Give the next lease; None when there is none for this replica now."""
         self.join(replica)
-        if self.steps < self._warm_start_steps and replica != next(iter(self._replicas)):
-            return None
+        self._began = now if self._began is None else self._began
+        if not self._is_released and self._is_warming_up(now):
+            if replica != next(iter(self._replicas)):
+                return None
+        else:
+            self._is_released = True
         if self._returned:
             self.n_taken_over += 1
             return self._give(self._returned.popleft(), replica, is_taken_over=True)
@@ -116,10 +146,28 @@ class LeaseBook:
             self._waiting.extend(self._order(self._epoch))
         return self._give(self._waiting.popleft(), replica, is_taken_over=self._is_resumed)
 
+    def _is_warming_up(self, now: float) -> bool:
+        began = now if self._began is None else self._began
+        return self.steps < self._warm_start_steps or now - began < self._warm_start_seconds
+
+    @property
+    def warm_start_ends_at(self) -> float:
+        """When the others are released, as far as the clock decides it; infinity when it does not."""
+        is_by_clock = self._began is not None and self.steps >= self._warm_start_steps and not self._is_released
+        return (self._began or 0.0) + self._warm_start_seconds if is_by_clock else math.inf
+
+    @property
+    def at_work(self) -> set[str]:
+        """The replicas that hold a lease."""
+        return set(self._held.values())
+
     def _order(self, epoch: int) -> Iterable[LeaseKey]:
         order = stream(self._seed, "leases", epoch).permutation(self.n_leases)
         keys = (LeaseKey(epoch, int(number)) for number in order)
-        return (key for key in keys if key not in self._finished)
+        return (key for key in keys if not self._is_finished(key))
+
+    def _is_finished(self, key: LeaseKey) -> bool:
+        return key.epoch < self._whole or key in self._finished
 
     def _give(self, key: LeaseKey, replica: str, is_taken_over: bool) -> RowLease:
         self._held[key] = replica
@@ -127,9 +175,13 @@ class LeaseBook:
 
     def finish(self, key: LeaseKey, steps: int, rows: int) -> bool:
         """Note a lease as finished, whoever finished it; False when it was already."""
-        if key in self._finished:
+        if self._is_finished(key):
             return False
         self._finished.add(key)
+        self._n_done[key.epoch] += 1
+        while self._whole < self.epochs and self._n_done[self._whole] == self.n_leases:
+            self._finished = {other for other in self._finished if other.epoch != self._whole}
+            self._whole += 1
         self._held.pop(key, None)
         if key in self._returned:
             self._returned.remove(key)
@@ -140,7 +192,7 @@ class LeaseBook:
     @property
     def n_finished(self) -> int:
         """Finished leases, over all epochs."""
-        return len(self._finished)
+        return sum(self._n_done)
 
     @property
     def is_over(self) -> bool:
@@ -149,4 +201,4 @@ class LeaseBook:
 
     def state(self) -> BookState:
         """What to save."""
-        return BookState(tuple(sorted(self._finished)), self.steps, self.rows)
+        return BookState(Finished(self._whole, frozenset(self._finished)), self.steps, self.rows, self._is_released)

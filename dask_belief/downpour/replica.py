@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,24 +16,31 @@ from dask_belief.cluster.hub import RUN_IS_OVER, Over
 from dask_belief.cluster.hub_line import Asked, HubLine
 from dask_belief.cluster.limits import LIMITS
 from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
-from dask_belief.data.batches import mini_batches, n_batches
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.downpour.config import Downpour
-from dask_belief.downpour.executor import PlainStepExecutor
+from dask_belief.downpour.courier import Carry
+from dask_belief.downpour.executor import ElasticStepExecutor, PlainStepExecutor, StepSpec
 from dask_belief.downpour.lease_book import RowLease
 from dask_belief.downpour.ledger import LeaseReport
-from dask_belief.errors import DaskBeliefError, NonFiniteError, ReplicaError
+from dask_belief.downpour.pace import Pace
+from dask_belief.downpour.sparse_executor import SparseStepExecutor, is_sparse
+from dask_belief.downpour.synchronous import SynchronousLine
+from dask_belief.downpour.trainer import Trainer, Work
+from dask_belief.monitoring.events import ReplicaProgress
 from dask_belief.objective import Objective
-from dask_belief.parameter_server.client import Directory
+from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.consistency import ElasticAveraging, MaxStaleness, Synchronous
 from dask_belief.parameter_server.executor import StepExecutor
-from dask_belief.parameter_server.messages import LeaseKey, PushKey
-from dask_belief.seeds import stream
+from dask_belief.parameter_server.messages import LeaseKey
 
 logger = logging.getLogger(__name__)
 
 Vector = NDArray[np.floating]
+
+# How often a replica tells of itself.
+_TELLING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,113 +76,115 @@ def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
     str
         Why it ended.
     """
-    return live(replica, spec.backend, lambda standing: Trainer(spec, dataset, replica, standing))
+    return live(replica, spec.backend, lambda standing: Replica(spec, dataset, replica, standing))
 
 
-class Trainer:
-    """Fetches, computes, accrues and pushes; the courier carries while the processor computes."""
+class Replica:
+    """Asks for leases, trains on them, reports them, and tells of itself."""
 
     def __init__(self, spec: ReplicaSpec, dataset: Dataset, replica: str, standing: Standing) -> None:
+        method, caller = spec.method, Caller.of_worker(standing.worker)
         self._spec = spec
-        self._method = spec.method
+        self._replica = replica
         self._dataset = dataset
         self._standing = standing
-        self._caller = Caller.of_worker(standing.worker)
         self._backend = get_backend(spec.backend)
-        self._executor: StepExecutor = PlainStepExecutor(
-            spec.objective, spec.directory, self._caller, self._backend, spec.method
-        )
         self._prefetcher = Prefetcher(self._read, ready_bytes=read_ahead_bytes(standing))
         generation = spec.directory.generation
-        self._hub = HubLine(spec.ledger, generation, replica, standing, self._caller, self._read_ahead)
+        self._hub = HubLine(spec.ledger, generation, replica, standing, caller, self._read_ahead)
+        is_paced = isinstance(method.staleness, MaxStaleness)
+        self._pace = Pace(self._hub, method.stalled_after_seconds) if is_paced else None
+        steps = StepSpec(replica, spec.objective, spec.directory, caller, self._backend, method)
+        carry = None
+        if isinstance(method.staleness, Synchronous):
+            carry = SynchronousLine(ParameterServer(spec.directory, caller), self._hub.call)
+        self._trainer = Trainer(step_executor(steps, carry), method, spec.seed)
+        self._reading_seconds = 0.0
+        self._lease_waiting_seconds = 0.0
+        self._told_at = -math.inf
         self._report: Asked | None = None
 
     def run(self) -> str:
         """Ask for leases and train on them."""
         self._hub.hello(self._backend.kind())
-        self._executor.exchange(None, effective_step=0)
         asked = self._hub.ask()
         while not self._standing.should_end:
+            began = time.perf_counter()
             lease = self._hub.answer(asked)
+            self._lease_waiting_seconds += time.perf_counter() - began
             if self._report is not None and self._report.done():
                 # One that failed ends the replica, and its lease goes to another.
                 self._report.result()
             if isinstance(lease, Over):
                 return RUN_IS_OVER
             asked = self._hub.ask()
-            if lease is not None:
-                self._train(lease)
+            if lease is not None and not self._train(lease):
+                # Its lease goes to another once it has ended, also when the ledger is heard of again meanwhile.
+                break
         return "cancelled, or the ledger was silent"
 
     def close(self) -> None:
         """Let the reader go."""
         self._prefetcher.close()
 
-    def _train(self, lease: RowLease) -> None:
-        """One lease: Algorithm 1.1, with steps counted within the lease."""
-        method, executor, key = self._method, self._executor, LeaseKey(*lease.key)
+    def _train(self, lease: RowLease) -> bool:
+        """Train on one lease, and report it once every shard has its last push; False when it was broken off."""
+        key = LeaseKey(*lease.key)
         unit = self._spec.plan[key.lease]
-        inputs, targets = self._prefetcher.take(unit, timeout_seconds=LIMITS.no_progress_seconds)
-        n_steps = n_batches(unit.rows, method.batch_size)
-        first = executor.applied(key) + 1 if lease.is_taken_over else 0
-        order = stream(self._spec.seed, "rows", key.epoch, key.lease)
-        push: PushKey | None = None
-        pushed_to, loss_sum, n_rows = first - 1, 0.0, 0
-        for step, x, y in mini_batches(inputs, targets, method.batch_size, order, first=first):
-            if self._standing.should_end:
-                return
-            should_fetch = step % method.n_fetch == 0 or step == first
-            executor.exchange(push, step + method.fetch_lag if should_fetch else None)
-            executor.take_effect(step)
-            loss_sum += self._compute(x, y, unit, step)
-            n_rows += len(x)
-            executor.accrue(len(x))
-            push = None
-            if step % method.n_push == 0 or step == n_steps - 1:
-                self._require_finite(unit, step)
-                push = PushKey(key, pushed_to + 1, step)
-                pushed_to = step
-        self._finish(push, LeaseReport(key, n_steps, unit.rows, loss_sum, n_rows))
-
-    def _compute(self, x: Any, y: Any, unit: WorkUnit, step: int) -> float:
-        """The loss sum of a mini-batch, whose gradient the executor then holds."""
-        try:
-            loss = self._executor.compute(x, y)
-        except DaskBeliefError:
-            raise
-        except Exception as error:
-            raise ReplicaError(
-                f"the objective raised {type(error).__name__}: {error}, in mini-batch {step} of unit {unit.number} "
-                f"(rows {unit.start} to {unit.stop - 1}) on {self._standing.worker.address}."
-            ) from error
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss is {loss} in mini-batch {step} of unit {unit.number} (rows {unit.start} to {unit.stop - 1},"
-                " shuffled). Look for NaN or huge values in these rows (dataset.check(nan=True)), scale the inputs, or "
-                "lower the learning rate."
-            )
-        return loss
-
-    def _require_finite(self, unit: WorkUnit, step: int) -> None:
-        """Refuse to push what would spoil the shards."""
-        if not self._executor.accrued_is_finite():
-            raise NonFiniteError(
-                f"the gradient is NaN, infinite or huge in mini-batch {step}, or since the push before it, of unit "
-                f"{unit.number} (rows {unit.start} to {unit.stop - 1}, shuffled). Look for NaN or huge values in these "
-                "rows (dataset.check(nan=True)), scale the inputs, or lower the learning rate."
-            )
-
-    def _finish(self, push: PushKey | None, report: LeaseReport) -> None:
-        """Send the lease's last push, and report the lease once every shard has applied it."""
+        began = time.perf_counter()
+        rows = self._prefetcher.take(unit, timeout_seconds=LIMITS.no_progress_seconds)
+        self._reading_seconds += time.perf_counter() - began
+        first = self._trainer.executor.applied(key) + 1 if lease.is_taken_over else 0
+        trained = self._trainer.train(Work(key, unit, *rows), first, self._may_go_on)
+        if trained is None:
+            return False
         if self._report is not None:
             self._report.result(2 * LIMITS.call_seconds)
-        # What was fetched within the lease takes effect at its end at the latest.
-        sent = self._executor.exchange(push, None)
-        self._report = self._hub.report_after(sent, report)
-        self._executor.take_effect(math.inf)
+        report = LeaseReport(key, trained.n_steps, unit.rows, trained.loss_sum, trained.n_rows, self._progress())
+        self._report = self._hub.report_after(trained.sent, report)
+        return True
+
+    def _may_go_on(self) -> bool:
+        """Between mini-batches: whether to go on, once the others have come far enough."""
+        if self._pace is not None:
+            self._pace.keep(self._trainer.n_steps)
+        now = time.monotonic()
+        if now - self._told_at >= _TELLING_SECONDS:
+            self._told_at = now
+            self._hub.start("tell", self._progress())
+        return not self._standing.should_end
+
+    def _progress(self) -> ReplicaProgress:
+        trainer, traffic = self._trainer, self._trainer.executor.traffic
+        return ReplicaProgress(
+            replica=self._replica,
+            worker=self._standing.worker.address,
+            steps=trainer.n_steps,
+            rows=trainer.n_rows,
+            n_pushes=traffic.n_pushes,
+            n_fetches=traffic.n_fetches,
+            pushed_bytes=traffic.pushed_bytes,
+            fetched_bytes=traffic.fetched_bytes,
+            computing_seconds=trainer.computing_seconds,
+            reading_seconds=self._reading_seconds,
+            fetch_waiting_seconds=traffic.fetch_waiting_seconds,
+            push_waiting_seconds=traffic.push_waiting_seconds,
+            lease_waiting_seconds=self._lease_waiting_seconds,
+            pace_waiting_seconds=0.0 if self._pace is None else self._pace.waiting_seconds,
+            staleness_mean=traffic.staleness_sum / traffic.n_pushes if traffic.n_pushes else math.nan,
+        )
 
     def _read(self, unit: WorkUnit) -> tuple[np.ndarray, np.ndarray]:
         return self._dataset.read(unit.start, unit.stop, dtype=np.dtype(self._spec.directory.dtype))
 
     def _read_ahead(self, lease: RowLease) -> None:
         self._prefetcher.schedule([self._spec.plan[LeaseKey(*lease.key).lease]])
+
+
+def step_executor(steps: StepSpec, carry: Carry | None) -> StepExecutor:
+    """Choose the executor that the objective and the options ask for."""
+    if isinstance(steps.method.staleness, ElasticAveraging):
+        return ElasticStepExecutor(steps, carry)
+    if is_sparse(steps.objective, steps.method, steps.backend.name):
+        return SparseStepExecutor(steps, carry)
+    return PlainStepExecutor(steps, carry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,8 @@ class Network:
     Conventions
     -----------
     `parameters` is one flat vector ``(n_parameters,)``, float32 or float64, and all is computed in its dtype. `inputs`
-    is ``(n_rows, ...)``, each row of as many numbers as ``input_shape`` has; `targets` are as
+    is ``(n_rows, ...)``, each row of as many numbers as ``input_shape`` has, or ids where the first layer is an
+    `Embedding`, which says what ids are; `targets` are as
     `dask_belief.models.losses` says. Losses and gradients are sums over rows, losses in float64. A loss that is not
     finite is returned, not raised. Arrays on the host and on the network's device will both do; `out` must be where
     the network computes. Any number of threads may use one network: each has buffers of its own.
@@ -44,7 +45,8 @@ class Network:
     Raises
     ------
     ArgumentError
-        There are no layers, a layer cannot take what the one before gives, or there is no such loss.
+        There are no layers, a layer cannot take what the one before gives, an `Embedding` is not the first, or there
+        is no such loss.
 
     Examples
     --------
@@ -113,8 +115,35 @@ class Network:
         self._stack.draw(seed, vector)
         return vector
 
+    @property
+    def touched(self) -> Callable[[Array, Array], npt.NDArray[np.int64]] | None:
+        """Which parameters the loss of some rows depends on, where that is not all of them.
+
+        None where no layer is an `Embedding`. Else a function of inputs and targets, which gives int64 ``(n_runs, 2)``
+        on the host: half-open ranges of the vector, sorted, apart from one another. The gradient is zero elsewhere. It
+        raises `ArgumentError` for inputs that do not fit.
+
+        Examples
+        --------
+        >>> network = Network([Embedding(100, 2), Dense(1)], loss="squared", input_shape=(3,))  # doctest: +SKIP
+        >>> network.touched(np.array([[7, 8, 50]]), np.zeros(1)).tolist()                       # doctest: +SKIP
+        [[14, 18], [100, 102], [200, 207]]
+        """
+        return None if self._stack.embedding is None else self._touched
+
+    def _touched(self, inputs: Array, targets: Array) -> npt.NDArray[np.int64]:
+        # Not the dtype of parameters: ids need none.
+        with self.backend.computing():
+            return self._stack.touched(self.backend.to_host(self._rows(inputs, np.dtype(np.int64))))
+
     def loss_and_gradient(
-        self, parameters: Array, inputs: Array, targets: Array, *, out: Array | None = None
+        self,
+        parameters: Array,
+        inputs: Array,
+        targets: Array,
+        *,
+        out: Array | None = None,
+        only_touched: bool = False,
     ) -> tuple[float, Array]:
         """Give the loss and its gradient, both summed over the rows.
 
@@ -124,6 +153,10 @@ class Network:
             See the conventions of the class.
         out
             Where to write the gradient, like `parameters`; what it held does not count. Without it the vector is new.
+        only_touched
+            Leave what lies outside `touched` as it is in `out`, where else it becomes zero: a mini-batch then costs the
+            rows of an `Embedding` that it touches, not the whole table. Makes no difference without one, and needs
+            `out`.
 
         Returns
         -------
@@ -135,8 +168,10 @@ class Network:
         Raises
         ------
         ArgumentError
-            A shape or dtype does not fit, or targets lie outside the classes.
+            A shape or dtype does not fit, ids are no entries, or targets lie outside the classes.
         """
+        if only_touched and out is None:
+            raise ArgumentError("only_touched: expected out with it, whose untouched elements keep their values.")
         backend = self.backend
         with backend.computing():
             parameters = self._vector(parameters, "parameters")
@@ -145,7 +180,11 @@ class Network:
                 raise ArgumentError(f"out: expected dtype {parameters.dtype}, as parameters, got {gradient.dtype}.")
             rows = self._rows(inputs, parameters.dtype)
             loss = self._propagation.loss_and_gradient(
-                self._stack.views(parameters), rows, targets, self._stack.views(gradient)
+                self._stack.views(parameters),
+                rows,
+                targets,
+                self._stack.views(gradient),
+                only_touched=only_touched,
             )
         return loss, gradient
 
@@ -206,6 +245,8 @@ class Network:
         target_shape: Shape,
         target_dtype: npt.DTypeLike,
         target_range: tuple[float, float] | None = None,
+        input_range: tuple[float, float] | None = None,
+        input_dtype: npt.DTypeLike | None = None,
     ) -> None:
         """Refuse a data set that the network cannot learn from, before any work starts.
 
@@ -217,17 +258,26 @@ class Network:
             As stored.
         target_range
             The lowest and the highest target; None where it is not known.
+        input_range
+            Of the inputs, likewise.
+        input_dtype
+            In which the network will be given the inputs, such as the run's; None where it is not known.
 
         Raises
         ------
         DataError
-            The width of the inputs, or shape, dtype or values of the targets do not fit.
+            The width of the inputs, ids for an `Embedding`, or shape, dtype or values of the targets do not fit.
         """
         if math.prod(input_shape) != math.prod(self.input_shape):
             raise DataError(
                 f"inputs: expected rows of shape {self.input_shape}, as the network's input_shape says, got "
                 f"{tuple(input_shape)}. Change input_shape, or the data."
             )
+        if self._stack.embedding is not None:
+            # Integers hold every id; only the range may be wrong.
+            fault = self._stack.embedding.fault(np.dtype(np.int64 if input_dtype is None else input_dtype), input_range)
+            if fault is not None:
+                raise DataError(f"inputs: {fault}")
         self._loss.check_targets(tuple(target_shape), np.dtype(target_dtype), target_range, self.n_outputs)
 
     def to_config(self) -> dict[str, Any]:
@@ -281,10 +331,13 @@ class Network:
         return checked
 
     def _rows(self, inputs: Array, dtype: np.dtype[Any]) -> Array:
-        """Check the inputs, and bring them to where the network computes."""
-        rows = self.backend.asarray(inputs, dtype)
+        """Check the inputs, and bring them to where the network computes; as ids where there is an embedding."""
+        embedding = self._stack.embedding
+        rows = self.backend.asarray(inputs, dtype if embedding is None else None)
         if rows.ndim == 0 or math.prod(rows.shape[1:]) != math.prod(self.input_shape):
             raise ArgumentError(f"inputs: expected rows of shape {self.input_shape}, got an array of {rows.shape}.")
+        if embedding is not None:
+            rows = embedding.ids(self.backend, rows)
         return rows.reshape(len(rows), *self.input_shape)
 
 

@@ -17,7 +17,8 @@ class Propagation:
     """The arithmetic of one network on one backend; checks nothing but targets.
 
     Each thread has buffers of its own, and what a method gives is valid until the thread's next call. `rows` is
-    ``(n_rows, *input_shape)``; it, `parameters` and `gradient` are of one dtype and lie where `backend` computes.
+    ``(n_rows, *input_shape)``; it, `parameters` and `gradient` are of one dtype and lie where `backend` computes. For
+    an `Embedding` it is what `Embedding.ids` gave.
 
     Parameters
     ----------
@@ -31,6 +32,7 @@ class Propagation:
 
     def __init__(self, stack: Stack, loss: Loss, backend: Backend) -> None:
         self._layers = stack.layers
+        self._has_embedding = stack.embedding is not None
         self._loss = loss
         self._n_outputs = stack.n_outputs
         self._backend = backend
@@ -54,8 +56,10 @@ class Propagation:
         sums["loss"] = self._loss_and_delta(z, of_rows)
         return sums
 
-    def loss_and_gradient(self, parameters: OfLayers, rows: Array, targets: Array, gradient: OfLayers) -> float:
-        """Give the loss summed over the rows, and write its gradient."""
+    def loss_and_gradient(
+        self, parameters: OfLayers, rows: Array, targets: Array, gradient: OfLayers, *, only_touched: bool = False
+    ) -> float:
+        """Give the loss summed over the rows, and write its gradient: all, or only what the rows touch."""
         arrays = self._forward(parameters, rows)
         delta = arrays[-1]
         if self._layers[-1].needs_outputs:
@@ -63,6 +67,8 @@ class Propagation:
             delta[...] = arrays[-1]
         z = delta.reshape(len(rows), self._n_outputs)
         loss = self._loss_and_delta(z, self._loss.prepare(self._backend, targets, z))
+        if self._has_embedding and not only_touched:
+            gradient[0]["weights"][...] = 0
         self._backward(parameters, gradient, arrays, delta)
         return loss
 

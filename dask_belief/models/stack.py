@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_belief.backend import Array
-from dask_belief.models.layers import Layer
+from dask_belief.errors import ArgumentError
+from dask_belief.models.layers import Embedding, Layer
 from dask_belief.models.layout import ParameterLayout, Shape
 from dask_belief.seeds import stream
 
@@ -33,17 +34,26 @@ class Stack:
         Of one row: before the first layer, and after each.
     n_outputs
         How many numbers the last layer gives for a row.
+    embedding
+        The first layer where it takes ids; None where inputs are numbers.
     layout
         Where each parameter array lies; ``"1.weights"`` are the weights of the second layer.
 
     Raises
     ------
     ArgumentError
-        A layer cannot take what the one before gives.
+        A layer cannot take what the one before gives, as an `Embedding`, which takes ids, can take no layer's.
     """
 
     def __init__(self, layers: Sequence[Layer], input_shape: Shape) -> None:
         self.layers = layers
+        first = layers[0]
+        self.embedding = first if isinstance(first, Embedding) else None
+        for number, layer in enumerate(layers[1:], 1):
+            if isinstance(layer, Embedding):
+                raise ArgumentError(
+                    f"layers: an Embedding takes ids, so it has to be the first layer, got one as layer {number}."
+                )
         self.shapes = [input_shape]
         for layer in layers:
             self.shapes.append(layer.output_shape(self.shapes[-1]))
@@ -64,6 +74,18 @@ class Stack:
         for name, (number, own_name) in self._owners.items():
             of_layers[number][own_name] = vector[self.layout.slices[name]].reshape(self.layout.shapes[name])
         return of_layers
+
+    def touched(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the ranges of the flat vector on which rows of these ids depend: of the table, and all behind it."""
+        assert self.embedding is not None
+        rows = self.embedding.touched(ids)
+        table, end = self.layout.slices["0.weights"].stop, self.layout.n_parameters
+        if end == table:
+            return rows
+        if len(rows) and rows[-1, 1] == table:
+            rows[-1, 1] = end
+            return rows
+        return np.concatenate([rows, np.array([[table, end]])])
 
     def penalised(self) -> npt.NDArray[np.bool_]:
         """Tell for each parameter whether a penalty on the weights covers it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dask_belief.errors import ArgumentError
+from dask_belief.monitoring import staleness
 from dask_belief.monitoring.events import (
     EVENT_KINDS,
     DownpourProgressed,
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-Row: TypeAlias = dict[str, float | int | str | None]
+Row: TypeAlias = dict[str, Any]
 """An event as columns and values; ``event`` is the kind."""
+
+# What an event of Downpour's holds besides single numbers: it stands in tables of its own.
+_TABLES = ("staleness", "replicas", "shards")
 
 
 class History:
@@ -34,6 +38,9 @@ class History:
     Columns are named as the fields of the events, except that a validation's loss and metrics begin with
     ``validation_`` (``validation_loss``, ``validation_accuracy``) and the reason to stop is in ``stop``. A row has the
     columns of its event only.
+
+    What Downpour tells of each replica and shard is a count from the start, so it is kept of the last event only: the
+    history of a long run on many workers stays small. A callback gets all of it.
 
     Parameters
     ----------
@@ -51,10 +58,19 @@ class History:
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        self._events = list(events)
+        self._events: list[Event] = []
+        # Where the last event of Downpour's is; -1 for nowhere.
+        self._last_place = -1
+        for event in events:
+            self(event)
 
     def __call__(self, event: Event) -> None:
         """Append an event."""
+        if isinstance(event, DownpourProgressed):
+            last = self._last_of_downpour()
+            if last is not None:
+                self._events[self._last_place] = replace(last, replicas=(), shards=())
+            self._last_place = len(self._events)
         self._events.append(event)
 
     def __len__(self) -> int:
@@ -82,6 +98,45 @@ class History:
     def events(self) -> tuple[Event, ...]:
         """The events themselves, in order."""
         return tuple(self._events)
+
+    def staleness(self) -> dict[int, int]:
+        """Give how stale Downpour's pushes were: how many there were of each staleness; empty if not measured.
+
+        Up to 31 each staleness has an entry of its own. Past that an entry holds those from its key up to twice the
+        key, see `dask_belief.monitoring.staleness`. Those without pushes are left out.
+
+        Examples
+        --------
+        >>> counts = (5, 0, 2) + (0,) * (staleness.N_BINS - 3)
+        >>> History([DownpourProgressed(7, 1.0, 70, loss=0.5, seconds=1.0, staleness=counts)]).staleness()
+        {0: 5, 2: 2}
+        """
+        last = self._last_of_downpour()
+        counts = () if last is None else last.staleness
+        return {staleness.lower_end(number): count for number, count in enumerate(counts) if count}
+
+    def replicas(self) -> list[Row]:
+        """Give what each replica of Downpour had done at the last event, a row each: see `ReplicaProgress`."""
+        last = self._last_of_downpour()
+        return [] if last is None else [asdict(replica) for replica in last.replicas]
+
+    def shards(self) -> list[Row]:
+        """Give what each shard had done for Downpour at the last event, a row each: see `ShardProgress`.
+
+        Of its staleness there are ``staleness_mean``, ``staleness_p95`` and ``staleness_max``.
+        """
+        last = self._last_of_downpour()
+        rows = []
+        for shard in () if last is None else last.shards:
+            row = asdict(shard)
+            counts = row.pop("staleness")
+            measures = (staleness.mean(counts), staleness.quantile(counts, 0.95), staleness.largest(counts))
+            rows.append(row | dict(zip(("staleness_mean", "staleness_p95", "staleness_max"), measures, strict=True)))
+        return rows
+
+    def _last_of_downpour(self) -> DownpourProgressed | None:
+        event = self._events[self._last_place] if self._last_place >= 0 else None
+        return event if isinstance(event, DownpourProgressed) else None
 
     def rows(self, kind: type[Event] | str | None = None) -> list[Row]:
         """Give the table, or the rows of one kind of event.
@@ -128,12 +183,7 @@ class History:
         ImportError
             matplotlib is not installed.
         """
-        if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ImportError as error:
-                raise ImportError("plot: needs matplotlib, which is not installed; pip install matplotlib") from error
-            ax = pyplot.gca()
+        ax = _axes("plot") if ax is None else ax
         for column, label in (("loss", "training loss"), ("validation_loss", "validation loss")):
             points = [(row["passes"], row[column]) for row in self.rows() if column in row]
             if points:
@@ -142,6 +192,36 @@ class History:
         ax.set_ylabel("loss")
         if ax.get_legend_handles_labels()[1]:
             ax.legend()
+        return ax
+
+    def plot_staleness(self, ax: Axes | None = None) -> Axes:
+        """Draw how many of Downpour's pushes were how stale; past 31 the bars are of bins, each twice the one before.
+
+        Parameters
+        ----------
+        ax
+            Where to draw; None: the current axes of pyplot.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The axes drawn on; without bars where nothing was measured.
+
+        Raises
+        ------
+        ImportError
+            matplotlib is not installed.
+        """
+        ax = _axes("plot_staleness") if ax is None else ax
+        last = self._last_of_downpour()
+        counts = np.trim_zeros(() if last is None else last.staleness, "b")
+        if len(counts):
+            bins = range(len(counts))
+            ax.bar(bins, counts)
+            step = -(-len(counts) // 16)
+            ax.set_xticks(bins[::step], [staleness.label(number) for number in bins[::step]])
+        ax.set_xlabel("staleness of a push, in updates")
+        ax.set_ylabel("pushes")
         return ax
 
     def to_config(self) -> list[dict[str, Json]]:
@@ -154,6 +234,15 @@ class History:
         return cls(event_from_config(event) for event in config)
 
 
+def _axes(method: str) -> Axes:
+    """The current axes of pyplot, for a method that is named in the error."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(f"{method}: needs matplotlib, which is not installed; pip install matplotlib") from error
+    return pyplot.gca()
+
+
 def _row(event: Event) -> Row:
     row: Row = {"event": type(event).__name__}
     if isinstance(event, Validated):
@@ -163,11 +252,11 @@ def _row(event: Event) -> Row:
     if isinstance(event, Stopped):
         row |= {"stop": event.stop.reason.value, "seconds": event.seconds}
         return row if event.passes is None else row | {"passes": event.passes}
-    row |= {entry.name: getattr(event, entry.name) for entry in fields(event)}
+    row |= {entry.name: getattr(event, entry.name) for entry in fields(event) if entry.name not in _TABLES}
     return row | {"passes": event.passes} if isinstance(event, DownpourProgressed) else row
 
 
 def _known_columns() -> set[str]:
     """Every column that a history can have, validation metrics of any name aside."""
     names = {entry.name for kind in EVENT_KINDS.values() for entry in fields(kind)}
-    return (names - {"metrics"}) | {"event", "validation_loss"}
+    return (names - {"metrics", *_TABLES}) | {"event", "validation_loss"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -14,11 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar:
-    """A callback that shows the method, how far it is, the losses and the time.
+    """A callback that shows the method, how far it is, the losses, Downpour's speed and staleness, and the time.
 
     ::
 
         Sandblaster: iteration 12 of 100, loss 0.3456, validation 0.3561, 14 s |██▍                 | 12%
+        Downpour: epoch 1.25 of 5, loss 0.3456, 81,920 rows/s, staleness 2.7, 61 s |█████              | 25%
+
+    Methods that run one after another in one call have a bar each, and the time runs on.
 
     In a terminal and in a notebook it is a bar of tqdm's. Where stderr is neither (a file, a batch system), the line
     goes to the log every few seconds instead. Where stderr is closed nothing is shown.
@@ -56,6 +60,8 @@ class ProgressBar:
         """Iterations or epochs so far."""
         self._losses: dict[str, float] = {}
         """The last loss, and the last validation loss, under the words that are shown."""
+        self._flow: list[str] = []
+        """Speed and staleness as they are shown, where they are known."""
 
     def __call__(self, event: Event) -> None:
         """Show what the event changed. Never raises because of where it writes: it then shows nothing more."""
@@ -80,6 +86,7 @@ class ProgressBar:
             self._done, self._losses["loss"] = event.iteration, event.loss
         elif isinstance(event, DownpourProgressed):
             self._done, self._losses["loss"] = event.epochs, event.loss
+            self._flow = _flow(event)
         elif isinstance(event, Validated):
             self._losses["validation"] = event.loss
         elif not isinstance(event, Stopped):
@@ -93,7 +100,8 @@ class ProgressBar:
 
     def _start(self, event: RunStarted) -> None:
         self.close()
-        self._run, self._done, self._losses, self._logged_seconds = event, 0.0, {}, event.seconds
+        self._run, self._done, self._losses, self._flow = event, 0.0, {}, []
+        self._logged_seconds = event.seconds
         stream = self._stream or sys.stderr
         if stream is None or stream.closed:
             return
@@ -132,7 +140,19 @@ class ProgressBar:
         limit = "" if self._run.planned is None else f" of {self._run.planned:g}"
         done = f"{self._done:.0f}" if singular == "iteration" else f"{self._done:.2f}"
         losses = [f"{name} {loss:.4g}" for name, loss in self._losses.items()]
-        return f"{self._run.method}: " + ", ".join([f"{singular} {done}{limit}", *losses, f"{seconds:.0f} s"])
+        return f"{self._run.method}: " + ", ".join(
+            [f"{singular} {done}{limit}", *losses, *self._flow, f"{seconds:.0f} s"]
+        )
+
+
+def _flow(event: DownpourProgressed) -> list[str]:
+    """Rows a second and mean staleness, where they are known."""
+    shown = []
+    if math.isfinite(event.rows_per_second):
+        shown.append(f"{event.rows_per_second:,.0f} rows/s")
+    if math.isfinite(event.staleness_mean):
+        shown.append(f"staleness {event.staleness_mean:.1f}")
+    return shown
 
 
 def _is_terminal(stream: TextIO) -> bool:

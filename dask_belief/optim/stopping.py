@@ -25,6 +25,7 @@ class StopReason(enum.StrEnum):
     NOT_FINITE = "not_finite"
     NO_DESCENT = "no_descent"
     EPOCHS_DONE = "epochs_done"
+    NO_IMPROVEMENT = "no_improvement"
     CALLBACK = "callback"
     INTERRUPTED = "interrupted"
 
@@ -42,6 +43,7 @@ _MEANING: Mapping[StopReason, str] = {
     StopReason.NOT_FINITE: "the loss or its gradient is NaN or infinite wherever it was tried",
     StopReason.NO_DESCENT: "not even steepest descent goes down",
     StopReason.EPOCHS_DONE: "all epochs are done",
+    StopReason.NO_IMPROVEMENT: "the validation loss fell no more for as many validations as patience allows",
     StopReason.CALLBACK: "a callback asked to stop",
     StopReason.INTERRUPTED: "the run was interrupted",
 }
@@ -59,6 +61,8 @@ _ADVICE: Mapping[StopReason, str] = {
     "smaller rate.",
     StopReason.NO_DESCENT: "The gradient is zero, not finite or wrong: compare it with finite differences.",
     StopReason.EPOCHS_DONE: "If the validation loss was still falling, allow more epochs.",
+    StopReason.NO_IMPROVEMENT: "The best point by validation is in the result; if the loss was only noisy, allow more "
+    "patience, or try a smaller rate.",
     StopReason.CALLBACK: "Nothing to do, unless the callback asked too early.",
     StopReason.INTERRUPTED: "The best point found is in the result; go on with initial=result.",
 }

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from dask_belief.binary_tree import Node
 from dask_belief.cluster.actors import ActorAddress, Caller, all_of
-from dask_belief.parameter_server.messages import Command, LeaseKey, PushKey
+from dask_belief.monitoring.events import ShardProgress
+from dask_belief.parameter_server.messages import Command, Finished, LeaseKey, Logged, PushKey, Round, StepKey
 from dask_belief.parameter_server.ranges import pieces
-from dask_belief.parameter_server.shard import SavedPiece
+from dask_belief.parameter_server.selection import Selection
+from dask_belief.parameter_server.updates import SavedPiece
 from dask_belief.parameter_server.vectors import join_nodes
 
 Vector = NDArray[np.floating]
@@ -50,9 +52,77 @@ class Directory:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One piece of one shard: `offset` within the shard, `place` within the whole vector."""
+class Exchange:
+    """What a replica of a Downpour run asks of all shards at once.
 
+    Attributes
+    ----------
+    replica, at
+        Who asks, and where in its work.
+    push, vector, bases
+        The work to push, its accrued gradients, and per piece how many updates it had had at the fetch they come from;
+        None, None and empty to fetch alone.
+    push_selection
+        What `vector` covers, compact; None for all parameters.
+    into
+        Where to write the values; None to push alone.
+    fetch_selection
+        What is wanted of them, compact; None for all.
+    closed
+        The round of synchronous training to apply first.
+    is_elastic
+        Whether `vector` holds the replica's parameters, and `into` takes what the shards' moved by.
+    """
+
+    replica: str
+    at: StepKey
+    push: PushKey | None = None
+    vector: Vector | None = None
+    bases: tuple[int, ...] = ()
+    push_selection: Selection | None = None
+    into: Vector | None = None
+    fetch_selection: Selection | None = None
+    closed: Round | None = None
+    is_elastic: bool = False
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What came of it: per piece how many updates it has had, and bytes of vectors."""
+
+    versions: tuple[int, ...]
+    pushed_bytes: int
+    fetched_bytes: int
+
+
+@dataclass
+class Traffic:
+    """What a replica has exchanged so far.
+
+    Attributes
+    ----------
+    n_pushes, n_fetches, pushed_bytes, fetched_bytes
+        Of exchanges that have ended.
+    push_waiting_seconds, fetch_waiting_seconds
+        What it has waited for room in the line, and for parameters that were due.
+    staleness_sum
+        Of all pushes; of each that of its stalest piece.
+    """
+
+    n_pushes: int = 0
+    n_fetches: int = 0
+    pushed_bytes: int = 0
+    fetched_bytes: int = 0
+    push_waiting_seconds: float = 0.0
+    fetch_waiting_seconds: float = 0.0
+    staleness_sum: int = 0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One piece of one shard: `number` among all, `offset` within the shard, `place` within the whole vector."""
+
+    number: int
     shard: ActorAddress
     offset: int
     place: slice
@@ -86,13 +156,20 @@ class ParameterServer:
         self._numbers = itertools.count()
         self.received_bytes = 0
         self.sent_bytes = 0
+        numbers = itertools.count()
         self._pieces = [
             [
-                _Piece(shard, piece.start - span.start, slice(piece.start, piece.stop))
+                _Piece(next(numbers), shard, piece.start - span.start, slice(piece.start, piece.stop))
                 for piece in pieces(span, directory.dtype)
             ]
             for shard, span in zip(directory.shards, directory.ranges, strict=True)
         ]
+        self._places = [piece.place for of_shard in self._pieces for piece in of_shard]
+
+    @property
+    def n_pieces(self) -> int:
+        """In how many pieces the whole vector travels."""
+        return len(self._places)
 
     async def _each_shard(self, method: str, *arguments: object) -> list[Any]:
         generation = self.directory.generation
@@ -100,6 +177,9 @@ class ParameterServer:
 
     async def _each_piece(self, action: Callable[[_Piece], Awaitable[None]]) -> None:
         """Act on all pieces: all shards at once, a few pieces of each at a time."""
+        if len(self._places) == len(self._pieces):
+            await all_of(action(piece) for [piece] in self._pieces)
+            return
 
         async def work(waiting: Iterator[_Piece]) -> None:
             for piece in waiting:
@@ -174,9 +254,32 @@ class ParameterServer:
 
         await self._each_piece(send)
 
-    async def forget_marks(self, leases: list[LeaseKey]) -> None:
+    async def forget_marks(self, finished: Finished) -> None:
         """Drop the marks of leases that the ledger's saved state covers."""
-        await self._each_shard("forget_marks", leases)
+        await self._each_shard("forget_marks", finished)
+
+    async def freeze(self) -> None:
+        """Let no exchange change the shards from now on."""
+        await self._each_shard("freeze")
+
+    async def state_names(self) -> list[str]:
+        """Tell the names of the rule's vectors."""
+        names: list[str] = (await self._each_shard("state_names"))[0]
+        return names
+
+    async def counts(self) -> list[ShardProgress]:
+        """Tell of each shard's updates."""
+        return await self._each_shard("counts")
+
+    async def take_logs(self) -> list[list[Logged]]:
+        """Give, for each piece of the whole vector, the recorded exchanges since the last time."""
+        logs: list[list[Logged]] = [[] for _ in self._places]
+
+        async def receive(piece: _Piece) -> None:
+            logs[piece.number] = await self._call(piece, "take_log", piece.offset)
+
+        await self._each_piece(receive)
+        return logs
 
     # For replicas.
 
@@ -202,30 +305,48 @@ class ParameterServer:
 
         await self._each_piece(send)
 
-    async def exchange(self, key: PushKey | None, gradient: Vector | None, into: Vector | None) -> int:
-        """Push accrued gradients, fetch values, or both in one message a piece (section 4.1).
-
-        Returns
-        -------
-        int
-            The most pushes that a piece has had: a clock of the server.
-        """
-        counts: list[int] = []
+    async def exchange(self, ask: Exchange) -> Exchanged:
+        """Push accrued gradients, fetch values, or both in one message a piece (section 4.1)."""
+        versions = [0] * self.n_pieces
+        pushed_bytes = fetched_bytes = 0
+        push_at = _offsets(ask.push_selection, self._places)
+        fetch_at = _offsets(ask.fetch_selection, self._places)
 
         async def swap(piece: _Piece) -> None:
-            part = None if gradient is None else gradient[piece.place]
-            n_updates, values = await self._call(
-                piece, "exchange", key, piece.offset, piece.length, part, into is not None
+            nonlocal pushed_bytes, fetched_bytes
+            number = piece.number
+            gradient, runs = None, None
+            if ask.push is not None and ask.vector is not None:
+                runs, part = push_at(number)
+                gradient = ask.vector[part]
+            fetch: bool | NDArray[np.int64] = ask.into is not None and not ask.is_elastic
+            if fetch and ask.fetch_selection is not None:
+                fetch = fetch_at(number)[0]  # type: ignore[assignment]
+            versions[number], values = await self._call(
+                piece,
+                "exchange",
+                ask.replica,
+                ask.at,
+                ask.push,
+                ask.bases[number] if ask.bases else 0,
+                piece.offset,
+                piece.length,
+                gradient,
+                runs,
+                fetch,
+                ask.closed,
             )
-            counts.append(n_updates)
-            if part is not None:
-                self.sent_bytes += part.nbytes
-            if into is not None:
-                into[piece.place] = values
-                self.received_bytes += into[piece.place].nbytes
+            if gradient is not None:
+                pushed_bytes += gradient.nbytes
+            if ask.into is not None and values is not None:
+                _, part = fetch_at(number)
+                ask.into[part] = values
+                fetched_bytes += values.nbytes
 
         await self._each_piece(swap)
-        return max(counts)
+        self.sent_bytes += pushed_bytes
+        self.received_bytes += fetched_bytes
+        return Exchanged(tuple(versions), pushed_bytes, fetched_bytes)
 
     async def applied(self, lease: LeaseKey) -> int:
         """The last mini-batch of a lease that every shard has applied; -1 for none."""
@@ -243,3 +364,14 @@ class ParameterServer:
 def _as_nodes(part: dict[Node, float]) -> dict[Node, float]:
     """Nodes as they left: a named tuple may arrive as a plain one."""
     return {Node(*node): value for node, value in part.items()}
+
+
+def _offsets(
+    selection: Selection | None, places: list[slice]
+) -> Callable[[int], tuple[NDArray[np.int64] | None, slice]]:
+    """For each piece: what of it is chosen, as ranges of its own, and where its part of a compact vector lies."""
+    if selection is None:
+        return lambda number: (None, places[number])
+    parts = [selection.within(place.start, place.stop) for place in places]
+    borders = list(itertools.accumulate((part.n_elements for part in parts), initial=0))
+    return lambda number: (parts[number].runs, slice(borders[number], borders[number + 1]))

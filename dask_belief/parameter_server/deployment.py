@@ -32,11 +32,11 @@ from dask_belief.errors import (
     NoWorkersError,
     ReplicaError,
 )
-from dask_belief.optim.rules import Rule
 from dask_belief.parameter_server.client import Directory, ParameterServer
 from dask_belief.parameter_server.messages import Command
 from dask_belief.parameter_server.ranges import shard_ranges
 from dask_belief.parameter_server.shard import Shard, ShardSpec
+from dask_belief.parameter_server.updates import UpdateSpec
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ class DeploymentSpec:
         Shards at most; None for one a worker.
     n_replicas
         Replicas; None for one on every thread.
-    rule
-        Downpour's rule; None for Sandblaster.
+    updates
+        How Downpour's pushes are applied; None for Sandblaster.
     hub
         The class of the coordinator or ledger; made with the generation first, then `hub_arguments`.
     hub_arguments
@@ -79,7 +79,7 @@ class DeploymentSpec:
     penalised: NDArray[np.bool_] | None
     n_shards: int | None
     n_replicas: int | None
-    rule: Rule | None
+    updates: UpdateSpec | None
     hub: type
     hub_arguments: tuple[object, ...]
     replica: Callable[[Any, Any, str], str]
@@ -147,7 +147,7 @@ class Deployment:
     def _shard_spec(self, index: int, span: range) -> ShardSpec:
         spec = self._spec
         penalised = None if spec.penalised is None else spec.penalised[span.start : span.stop]
-        return ShardSpec(self.generation, index, span, spec.n_parameters, spec.dtype, penalised, spec.rule)
+        return ShardSpec(self.generation, index, span, spec.n_parameters, spec.dtype, penalised, spec.updates)
 
     def progressed(self) -> None:
         """Note that work was finished: replicas that ended before count no more."""

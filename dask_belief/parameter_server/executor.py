@@ -8,7 +8,7 @@ words on to its pieces, each of which talks to its own shards.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +18,14 @@ from dask_belief.backend import Backend
 from dask_belief.binary_tree import Node, TreeSum
 from dask_belief.cluster.actors import Caller
 from dask_belief.objective import Gradients, Objective
-from dask_belief.parameter_server.client import Directory, ParameterServer
-from dask_belief.parameter_server.messages import LeaseKey, PushKey
+from dask_belief.parameter_server.client import Directory, Exchanged, ParameterServer, Traffic
+from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.shared_fetch import shared_fetch
 
 Vector = NDArray[np.floating]
+
+Ahead = Callable[[], tuple[NDArray[Any], NDArray[Any]]]
+"""Gives the inputs and targets for which the parameters of a fetch will be used."""
 
 
 class Executor(Protocol):
@@ -64,7 +67,9 @@ class BatchExecutor(Executor, Protocol):
 class StepExecutor(Executor, Protocol):
     """What Downpour tells the model to do: a step every mini-batch, fetches and pushes now and then (Algorithm 1.1)."""
 
-    def exchange(self, push: PushKey | None, effective_step: int | None) -> concurrent.futures.Future[int] | None:
+    def exchange(
+        self, at: StepKey, push: PushKey | None, effective_step: float | None, ahead: Ahead
+    ) -> concurrent.futures.Future[Exchanged] | None:
         """Begin to push what has accrued, to fetch parameters that take effect at a step, or both in one message."""
 
     def take_effect(self, step: float) -> None:
@@ -78,6 +83,14 @@ class StepExecutor(Executor, Protocol):
 
     def applied(self, lease: LeaseKey) -> int:
         """The last mini-batch of a lease that every shard has applied; -1 for none."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was exchanged so far, and how long was waited for it."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a fetch brings only what the rows ahead of it will touch."""
 
 
 def blocks(n_rows: int, block_rows: int) -> Iterator[slice]:

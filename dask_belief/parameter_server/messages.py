@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dask_belief.binary_tree import Node
 from dask_belief.checks import check_number
@@ -186,3 +187,99 @@ class PushKey(NamedTuple):
     lease: LeaseKey
     first: int
     last: int
+
+    @classmethod
+    def of(cls, parts: tuple[tuple[int, int], int, int]) -> PushKey:
+        """Make it of what a message brought: a named tuple may arrive as a plain one."""
+        lease, first, last = parts
+        return cls(LeaseKey(*lease), first, last)
+
+
+class StepKey(NamedTuple):
+    """Where in its work a replica began an exchange: before mini-batch `step` of a lease, or after the last one.
+
+    `began` is the mini-batch at which it began with the lease, above 0 where another had done a part of it.
+    """
+
+    lease: LeaseKey
+    step: int
+    began: int = 0
+
+
+class Round(NamedTuple):
+    """What became of the pushes of one round of synchronous training, decided once for all shards.
+
+    Attributes
+    ----------
+    number
+        Rounds before this one.
+    members
+        The pushes whose mean makes the step.
+    late
+        Pushes that came too late for their round: their mini-batches count as done.
+    """
+
+    number: int
+    members: tuple[PushKey, ...]
+    late: tuple[PushKey, ...]
+
+    @classmethod
+    def of(cls, parts: tuple[int, tuple[Any, ...], tuple[Any, ...]]) -> Round:
+        """Make it of what a message brought."""
+        number, members, late = parts
+        return cls(number, tuple(map(PushKey.of, members)), tuple(map(PushKey.of, late)))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Finished leases: all of the epochs before `epoch`, and some more; so it stays small however long a run is."""
+
+    epoch: int
+    more: frozenset[LeaseKey]
+
+    def __contains__(self, lease: LeaseKey) -> bool:
+        """Whether a lease is among them."""
+        return lease.epoch < self.epoch or lease in self.more
+
+
+NOTHING_FINISHED = Finished(0, frozenset())
+"""What is finished as a run begins."""
+
+
+class Logged(NamedTuple):
+    """One exchange with one piece of a shard, as it is recorded; or a push of a round that the next exchange closes.
+
+    Attributes
+    ----------
+    replica, at
+        Who began it, and where in its work; of a push in a round, no name, its lease, and the number of the round.
+    first, last
+        Of the push; -1 where there was none.
+    is_taken
+        Whether the push was applied, or in synchronous training kept for its round; of a push in a round, whether it is
+        a member.
+    has_fetched
+        Whether values were given.
+    """
+
+    replica: str
+    at: StepKey
+    first: int
+    last: int
+    is_taken: bool
+    has_fetched: bool
+
+    @classmethod
+    def closing(cls, closed: Round) -> list[Logged]:
+        """Write down what a round is made of."""
+        pushes = [(key, True) for key in closed.members] + [(key, False) for key in closed.late]
+        return [cls("", StepKey(key.lease, closed.number), key.first, key.last, is_in, False) for key, is_in in pushes]
+
+    @staticmethod
+    def closed(pushes: Sequence[Logged]) -> Round | None:
+        """Read the round that `closing` wrote; None where there is nothing."""
+        if not pushes:
+            return None
+        keys = [(PushKey(push.at.lease, push.first, push.last), push.is_taken) for push in pushes]
+        members = tuple(key for key, is_in in keys if is_in)
+        return Round(pushes[0].at.step, members, tuple(key for key, is_in in keys if not is_in))

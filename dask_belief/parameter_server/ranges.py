@@ -5,7 +5,7 @@
     parameters  0                                                              n_parameters
     blocks      |----|----|----|----|----|----|----|----|----|----|----|----|-|     65,536 each
     shards      |              0              |              1              |     whole blocks
-    pieces      |         0         |    1    |         0         |    1    |     at most 32 MiB each, whole blocks
+    pieces      |         0         |    1    |         0         |    1    |     at most 16 MiB each, whole blocks
 
 A dot product is formed per block and joined in a tree over block numbers, so that it does not depend on the number
 of shards; a piece is the unit of transfer, and of what a shard notes as applied.
@@ -24,7 +24,9 @@ from dask_belief.errors import ArgumentError
 logger = logging.getLogger(__name__)
 
 BLOCK = 65_536
-PIECE_BYTES = 32 * 2**20
+PIECE_BYTES = 16 * 2**20
+"""So that the memory of a piece is kept when it is freed (`cluster.memory`): what is larger glibc asks the system for
+each time. A fetch of 167 MB takes 92 ms in pieces of 16 MiB, 115 to 128 in pieces of 32."""
 
 
 def n_blocks(n_parameters: int) -> int:

@@ -6,6 +6,7 @@ there is no lock. Every call names the generation of the run, and every reply is
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dask_belief.binary_tree import Node
 from dask_belief.errors import StaleError
-from dask_belief.optim.rules import Rule
+from dask_belief.monitoring.events import ShardProgress
 from dask_belief.parameter_server.gradient_sum import GradientSum
 from dask_belief.parameter_server.messages import (
     Absolutes,
@@ -25,26 +26,25 @@ from dask_belief.parameter_server.messages import (
     Dot,
     Drop,
     EndSum,
+    Finished,
     FirstHessian,
     LeaseKey,
+    Logged,
     MaxNorm,
     Multiply,
     ProjectedStep,
     PseudoGradient,
     PushKey,
     Reply,
+    Round,
     SquaredPenalty,
+    StepKey,
     Swap,
 )
+from dask_belief.parameter_server.updates import Push, SavedPiece, Updates, UpdateSpec
 from dask_belief.parameter_server.vectors import Vectors
 
 Vector = NDArray[np.floating]
-
-VALUES = "values"
-"""The name of the vector that Downpour's rule updates in place."""
-
-STATE = "state:"
-"""What stands before the names of the rule's own vectors."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class ShardSpec:
         The name of the run's dtype.
     penalised
         Boolean, ``(len(shard),)``; None for all.
-    rule
-        Downpour's rule; None for Sandblaster.
+    updates
+        How Downpour's pushes are applied; None for Sandblaster.
     """
 
     generation: int
@@ -75,7 +75,7 @@ class ShardSpec:
     n_parameters: int
     dtype: str
     penalised: NDArray[np.bool_] | None = None
-    rule: Rule | None = None
+    updates: UpdateSpec | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The mask travels as bits: by way of Dask's scheduler, which is not made for a byte a parameter.
@@ -88,33 +88,6 @@ class ShardSpec:
         self.__dict__.update(state | {"penalised": mask})
 
 
-@dataclass(frozen=True)
-class SavedPiece:
-    """All that a shard keeps for one piece of a Downpour run.
-
-    Attributes
-    ----------
-    values
-        The parameters of the piece.
-    state
-        The rule's vectors over it, by name.
-    marks
-        Per lease the last mini-batch applied to it.
-    n_updates
-        How many pushes it has had.
-    """
-
-    values: Vector
-    state: dict[str, Vector]
-    marks: dict[LeaseKey, int]
-    n_updates: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of its vectors."""
-        return sum(vector.nbytes for vector in (self.values, *self.state.values()))
-
-
 class Shard:
     """Holds and updates one range of the parameters (paper, sections 4.1 and 4.2)."""
 
@@ -125,12 +98,12 @@ class Shard:
         self._sum: GradientSum | None = None
         self._number = -1
         self._replies: tuple[Reply, ...] = ()
-        # Downpour: per lease and piece the last mini-batch applied, leases that are finished for good, and how many
-        # pushes each piece has had.
-        self._marks: dict[tuple[LeaseKey, int], int] = {}
-        self._finished: set[LeaseKey] = set()
-        self._n_updates: dict[int, int] = {}
-        self._state_names: tuple[str, ...] = ()
+        # Downpour.
+        self._given_updates = None if spec.updates is None else Updates(self._vectors, spec.updates)
+        self._is_frozen = False
+        self._busy_seconds = 0.0
+        self._received_bytes = 0
+        self._sent_bytes = 0
 
     # Vectors in and out, in pieces.
 
@@ -232,103 +205,121 @@ class Shard:
     def begin_updates(self, generation: int) -> None:
         """Make the rule's state for the values that were written."""
         self._check(generation)
-        state = self._rule.init(self._vectors[VALUES])
-        self._state_names = tuple(state)
-        for name, values in state.items():
-            self._vectors.make(STATE + name)[:] = values
+        self._updates.begin()
 
     def exchange(
         self,
         generation: int,
-        key: PushKey | None,
+        replica: str,
+        at: StepKey,
+        push: PushKey | None,
+        base: int,
         offset: int,
         length: int,
         gradient: Vector | None,
-        should_fetch: bool,
+        runs: NDArray[np.int64] | None,
+        fetch: bool | NDArray[np.int64],
+        closed: Round | None = None,
     ) -> tuple[int, Vector | None]:
-        """Apply a push, give the values after it, or both in one message.
+        """Apply a push to one piece, give the values after it, or both in one message.
 
         Parameters
         ----------
-        key
-            The work that `gradient` stands for; None to fetch alone. One at or below the mark is dropped.
+        replica, at
+            Who asks, and where in its work.
+        push, base, gradient, runs
+            See `updates.Push`; None, 0, None and None to fetch alone.
         offset, length
             The piece of this shard's range.
-        gradient
-            The accrued mean gradients of the key's mini-batches.
-        should_fetch
-            Whether to give a copy of the piece's values.
+        fetch, closed
+            See `Updates.exchange`.
 
         Returns
         -------
         n_updates, values
-            How many pushes the piece has had, and the values or None.
+            See `Updates.exchange`.
 
         Raises
         ------
         StaleError
-            When the push leaves a gap behind the mark, or comes from another generation.
+            When the push leaves a gap behind the mark, comes from another generation, or after the end.
         """
         self._check(generation)
-        if key is not None and gradient is not None:
-            self._apply(PushKey(LeaseKey(*key[0]), *key[1:]), offset, gradient)
-        values = self._vectors[VALUES][offset : offset + length].copy() if should_fetch else None
-        return self._n_updates.get(offset, 0), values
+        if self._is_frozen:
+            raise StaleError(f"shard {self._spec.index}: the training is over; {replica} came too late.")
+        began = time.thread_time()
+        arrived = None
+        if push is not None and gradient is not None:
+            arrived = Push(PushKey.of(push), base, gradient, runs)
+            self._received_bytes += gradient.nbytes
+        where = StepKey(LeaseKey(*at[0]), *at[1:])
+        decided = None if closed is None else Round.of(closed)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                n_updates, values = self._updates.exchange(
+                    replica, where, slice(offset, offset + length), arrived, fetch, decided
+                )
+        except StaleError as error:
+            raise StaleError(f"shard {self._spec.index}: {error}") from None
+        self._sent_bytes += 0 if values is None else values.nbytes
+        self._busy_seconds += time.thread_time() - began
+        return n_updates, values
 
-    def _apply(self, key: PushKey, offset: int, gradient: Vector) -> None:
-        mark = self._marks.get((key.lease, offset), -1)
-        if key.lease in self._finished or key.last <= mark:
-            return
-        if key.first != mark + 1:
-            raise StaleError(
-                f"shard {self._spec.index}: a push of mini-batches {key.first} to {key.last} of lease {key.lease.lease}"
-                f" came when {mark} was the last applied; there is a gap."
-            )
-        piece = slice(offset, offset + len(gradient))
-        state = {name: self._vectors[STATE + name][piece] for name in self._state_names}
-        self._rule.apply(self._vectors[VALUES][piece], gradient, state, self._rule.learning_rate)
-        self._marks[key.lease, offset] = key.last
-        self._n_updates[offset] = self._n_updates.get(offset, 0) + 1
+    def freeze(self, generation: int) -> None:
+        """Let nothing change from now on: the training is over, though replicas may not have heard of it."""
+        self._check(generation)
+        self._is_frozen = True
+
+    def state_names(self, generation: int) -> list[str]:
+        """Tell the names of the rule's vectors, each of which is named with `STATE` before it."""
+        self._check(generation)
+        return list(self._updates.state_names)
 
     def applied(self, generation: int, lease: LeaseKey, n_pieces: int) -> int:
         """The last mini-batch of a lease that every piece of this shard has applied; -1 for none."""
         self._check(generation)
-        marks = [mark for (key, _), mark in self._marks.items() if key == LeaseKey(*lease)]
-        return min(marks) if len(marks) == n_pieces else -1
+        return self._updates.applied(LeaseKey(*lease), n_pieces)
+
+    def counts(self, generation: int) -> ShardProgress:
+        """Tell how many updates there were, how stale they were, and what they cost."""
+        self._check(generation)
+        updates = self._updates
+        return ShardProgress(
+            shard=self._spec.index,
+            n_updates=updates.n_updates,
+            n_dropped=updates.n_dropped,
+            received_bytes=self._received_bytes,
+            sent_bytes=self._sent_bytes,
+            busy_seconds=self._busy_seconds,
+            rate=updates.rate,
+            staleness=updates.staleness,
+        )
 
     def save(self, generation: int, offset: int, length: int) -> SavedPiece:
         """Give a copy of all that is kept for one piece, as of one instant."""
         self._check(generation)
-        piece = slice(offset, offset + length)
-        return SavedPiece(
-            values=self._vectors[VALUES][piece].copy(),
-            state={name: self._vectors[STATE + name][piece].copy() for name in self._state_names},
-            marks={lease: mark for (lease, at), mark in self._marks.items() if at == offset},
-            n_updates=self._n_updates.get(offset, 0),
-        )
+        return self._updates.save(slice(offset, offset + length))
 
     def restore(self, generation: int, offset: int, saved: SavedPiece) -> None:
         """Put a saved piece in place."""
         self._check(generation)
-        piece = slice(offset, offset + len(saved.values))
-        self._vectors.make(VALUES)[piece] = saved.values
-        self._state_names = tuple(saved.state)
-        for name, values in saved.state.items():
-            self._vectors.make(STATE + name)[piece] = values
-        self._marks.update({(LeaseKey(*lease), offset): mark for lease, mark in saved.marks.items()})
-        self._n_updates[offset] = saved.n_updates
+        self._updates.restore(offset, saved)
 
-    def forget_marks(self, generation: int, leases: list[LeaseKey]) -> None:
+    def forget_marks(self, generation: int, finished: Finished) -> None:
         """Drop the marks of leases that the ledger's saved state covers; what is pushed for them later is dropped."""
         self._check(generation)
-        self._finished.update(LeaseKey(*lease) for lease in leases)
-        self._marks = {key: mark for key, mark in self._marks.items() if key[0] not in self._finished}
+        self._updates.forget_marks(finished)
+
+    def take_log(self, generation: int, offset: int) -> list[Logged]:
+        """Give the recorded exchanges with one piece since the last time, in their order."""
+        self._check(generation)
+        return self._updates.take_log(offset)
 
     @property
-    def _rule(self) -> Rule:
-        if self._spec.rule is None:
+    def _updates(self) -> Updates:
+        if self._given_updates is None:
             raise StaleError(f"shard {self._spec.index}: updates were sent to a shard that has no rule.")
-        return self._spec.rule
+        return self._given_updates
 
     def _check(self, generation: int) -> None:
         if generation != self._spec.generation:

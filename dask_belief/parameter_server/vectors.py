@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dask_belief.binary_tree import Node, TreeSum
 from dask_belief.parameter_server.ranges import BLOCK, n_blocks
+from dask_belief.parameter_server.selection import Selection
 
 Vector = NDArray[np.floating]
 Wide = NDArray[np.float64]
@@ -55,6 +56,7 @@ class Vectors:
         self._n_blocks = n_blocks(n_parameters)
         self._named: dict[str, Vector] = {}
         self._penalised = _runs(penalised) if penalised is not None else [slice(0, len(shard))]
+        self._mask: NDArray[np.bool_] | None = None
         self._wide = np.empty(_CHUNK, np.float64)
         self._sum = np.empty(_CHUNK, self.dtype)
         self._term = np.empty(_CHUNK, self.dtype)
@@ -209,6 +211,22 @@ class Vectors:
             term = self._term[: chunk.stop - chunk.start]
             np.multiply(source[chunk], factor, out=term)
             into[chunk] += term
+
+    def shrink(self, name: str, place: slice, share: float, chosen: Selection | None = None) -> None:
+        """``vector *= 1 - share`` where parameters are penalised, in a part of the range or what of it is chosen."""
+        if share == 0.0:
+            return
+        factor, vector = np.asarray(1.0 - share, self.dtype), self._named[name][place]
+        if chosen is None:
+            for run in self._penalised_chunks(place.start, place.stop):
+                vector[_within(run, place)] *= factor
+            return
+        if self._mask is None:
+            self._mask = np.zeros(len(self.shard), np.bool_)
+            for run in self._penalised:
+                self._mask[run] = True
+        kept = np.where(chosen.take(self._mask[place]), factor, np.asarray(1, self.dtype))
+        chosen.put(chosen.take(vector) * kept, vector)
 
     def _chunks(self, start: int = 0, stop: int | None = None) -> Iterator[slice]:
         """What lies from `start` to `stop`, cut into chunks."""

@@ -55,7 +55,9 @@ class Sandblaster:
         that makes a `DirectionRule` of your own.
     first_hessian
         Where L-BFGS begins its approximation: ``"scaled"``, a multiple of the identity; or ``"adagrad"``, a diagonal
-        from Adagrad's sums, which come with ``initial=``, the result of a Downpour run by that rule.
+        from Adagrad's sums, which come from a Downpour by that rule, either before this method in one call or as the
+        result that is given as ``initial=``. None for ``"adagrad"`` after such a Downpour in one call, else
+        ``"scaled"``.
     damping
         Powell's damping of pairs with too little curvature, for L-BFGS without `l1`; else such pairs are left out.
     c1, c2
@@ -91,7 +93,7 @@ class Sandblaster:
     max_evaluations: int | None = None
     max_seconds: float | None = None
     direction: str | Callable[[], DirectionRule] = "lbfgs"
-    first_hessian: str = "scaled"
+    first_hessian: str | None = None
     damping: bool = False
     c1: float = 1e-4
     c2: float | None = None
@@ -140,11 +142,11 @@ class Sandblaster:
             raise ArgumentError(
                 f"direction: expected {known}, or a function that makes a DirectionRule, got {self.direction!r}."
             )
-        if self.first_hessian not in FIRST_HESSIANS:
-            raise ArgumentError(f"first_hessian: expected 'scaled' or 'adagrad', got {self.first_hessian!r}.")
+        if self.first_hessian is not None and self.first_hessian not in FIRST_HESSIANS:
+            raise ArgumentError(f"first_hessian: expected 'scaled', 'adagrad' or None, got {self.first_hessian!r}.")
         if not isinstance(self.damping, bool):
             raise ArgumentError(f"damping: expected True or False, got {self.damping!r}.")
-        if self.direction != "lbfgs" and (self.damping or self.first_hessian != "scaled"):
+        if self.direction != "lbfgs" and (self.damping or self.first_hessian == "adagrad"):
             raise ArgumentError("direction: damping and first_hessian are L-BFGS's; leave them out, or use 'lbfgs'.")
         if self.direction == "conjugate_gradient" and self.l1:
             raise ArgumentError("direction: conjugate gradients do not go with l1, whose steps leave the line.")

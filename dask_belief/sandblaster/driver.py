@@ -100,7 +100,7 @@ class SandblasterDriver:
             penalised=penalised_of(facts.objective),
             n_shards=method.n_shards,
             n_replicas=None,
-            rule=None,
+            updates=None,
             hub=Coordinator,
             hub_arguments=(len(self._plan), max_level, method.backup_after),
             replica=sandblaster_replica,

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dask_belief.backend import Array, Backend
-from dask_belief.backend.operations import BLOCK_ELEMENTS, FEW_COLUMNS, OPERATIONS
+from dask_belief.backend.operations import BLOCK_ELEMENTS, FEW_COLUMNS, OPERATIONS, RULE_BLOCK_BYTES
 
 SEED = 11
 SHAPES = [
@@ -185,30 +185,41 @@ def test_vector_algebra(backend: Backend, length: int, dtype: type[np.floating])
 
 
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [*LENGTHS[:3], RULE_BLOCK_BYTES // 4, 2 * (RULE_BLOCK_BYTES // 4) + 17])
 def test_rules(backend: Backend, length: int, dtype: type[np.floating]) -> None:
     """Two steps of each rule give what its formula gives, state included."""
-    rate, momentum, epsilon = 0.1, 0.9, 1e-8
+    rate, momentum, share, epsilon = 0.1, 0.9, 0.01, 1e-8
     start = draw(length, dtype=dtype)
     gradients = [draw(length, dtype=dtype)[::-1].copy(), draw(length, dtype=dtype)]
-    state = {name: backend.asarray(start.copy()) for name in ("sgd", "momentum", "adagrad")}
-    velocity, accumulator = backend.zeros(length, dtype), backend.asarray(np.full(length, 0.1, dtype))
-    plain = {name: wide(start) for name in state}
-    plain_velocity, plain_accumulator = np.zeros(length), wide(np.full(length, 0.1, dtype))
+    values = {name: backend.asarray(start.copy()) for name in ("sgd", "momentum", "nesterov", "adagrad", "rmsprop")}
+    values["adam"] = backend.asarray(start.copy())
+    vectors = ("momentum velocity", "nesterov velocity", "adagrad sum", "rmsprop square", "adam mean", "adam square")
+    state = {name: backend.asarray(np.full(length, 0.1, dtype)) for name in vectors}
+    plain = {name: wide(start) for name in values}
+    plain_state = {name: wide(np.full(length, 0.1, dtype)) for name in vectors}
     for gradient in gradients:
         on_device, g = backend.asarray(gradient), wide(gradient)
-        backend.sgd_(state["sgd"], on_device, rate)
-        backend.momentum_(state["momentum"], on_device, velocity, rate, momentum)
-        backend.adagrad_(state["adagrad"], on_device, accumulator, rate, epsilon)
+        backend.sgd_(values["sgd"], on_device, rate)
+        backend.momentum_(values["momentum"], on_device, state["momentum velocity"], rate, momentum)
+        backend.nesterov_(values["nesterov"], on_device, state["nesterov velocity"], rate, momentum)
+        backend.adagrad_(values["adagrad"], on_device, state["adagrad sum"], rate, epsilon)
+        backend.rmsprop_(values["rmsprop"], on_device, state["rmsprop square"], rate, share, epsilon)
+        of_adam = state["adam mean"], state["adam square"]
+        backend.adam_(values["adam"], on_device, *of_adam, rate, 1 - momentum, share, epsilon)
+        for name in ("momentum velocity", "nesterov velocity"):
+            plain_state[name] = momentum * plain_state[name] + g
+        plain_state["adagrad sum"] += g * g
+        plain_state["adam mean"] = momentum * plain_state["adam mean"] + (1 - momentum) * g
+        for name in ("rmsprop square", "adam square"):
+            plain_state[name] = (1 - share) * plain_state[name] + share * g * g
         plain["sgd"] -= rate * g
-        plain_velocity = momentum * plain_velocity + g
-        plain["momentum"] -= rate * plain_velocity
-        plain_accumulator += g * g
-        plain["adagrad"] -= rate * g / (np.sqrt(plain_accumulator) + epsilon)
-    for name, values in state.items():
-        close(backend, values, plain[name])
-    close(backend, velocity, plain_velocity)
-    close(backend, accumulator, plain_accumulator)
+        plain["momentum"] -= rate * plain_state["momentum velocity"]
+        plain["nesterov"] -= rate * (g + momentum * plain_state["nesterov velocity"])
+        plain["adagrad"] -= rate * g / (np.sqrt(plain_state["adagrad sum"]) + epsilon)
+        plain["rmsprop"] -= rate * g / (np.sqrt(plain_state["rmsprop square"]) + epsilon)
+        plain["adam"] -= rate * plain_state["adam mean"] / (np.sqrt(plain_state["adam square"]) + epsilon)
+    for name, expected in (plain | plain_state).items():
+        close(backend, (values | state)[name], expected)
 
 
 def test_scatter_add_counts_repeated_indices(backend: Backend) -> None:
@@ -223,6 +234,28 @@ def test_scatter_add_counts_repeated_indices(backend: Backend) -> None:
     backend.scatter_add_(on_device, backend.asarray(indices), backend.asarray(source))
     # The same additions in the same order: the same bits.
     np.testing.assert_array_equal(backend.to_host(on_device), expected)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("n_columns", [1, 64, BLOCK_ELEMENTS + 1])
+def test_scatter_add_over_blocks(backend: Backend, n_columns: int, dtype: type[np.floating]) -> None:
+    """Where an index comes in several blocks the additions keep their order, and with it their bits."""
+    n_rows = 3 if n_columns > BLOCK_ELEMENTS else 2 * (BLOCK_ELEMENTS // n_columns) + 5
+    indices = np.random.default_rng(SEED).integers(0, 2, n_rows)
+    source, destination = draw(n_rows, n_columns, dtype=dtype), draw(3, n_columns, dtype=dtype)[::-1].copy()
+    on_device = backend.asarray(destination.copy())
+    backend.scatter_add_(on_device, backend.asarray(indices), backend.asarray(source))
+    np.add.at(destination, indices, source)
+    np.testing.assert_array_equal(backend.to_host(on_device), destination)
+
+
+def test_scatter_add_to_a_view_with_gaps_on_the_host() -> None:
+    """What lies between the columns stays as it is."""
+    whole, source = draw(6, 10), draw(40, 5)[::-1]
+    expected, indices = whole.copy(), np.random.default_rng(SEED).integers(0, 6, 40)
+    np.add.at(expected[:, ::2], indices, source)
+    OPERATIONS["scatter_add"].numpy(indices, source, whole[:, ::2])
+    np.testing.assert_array_equal(whole, expected)
 
 
 def test_a_second_call_gives_the_same_bits(backend: Backend) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_belief.data.batches import blocks_of, mini_batches, n_batches
+from dask_belief.data.batches import MiniBatches, blocks_of, n_batches
 from dask_belief.errors import ArgumentError
 from dask_belief.seeds import stream
 
@@ -23,7 +23,7 @@ def test_every_row_comes_once_with_its_target(n_rows, batch_rows, seed):
     inputs, targets = rows_of(n_rows)
     seen: list[int] = []
     sizes: list[int] = []
-    for number, some, their in mini_batches(inputs, targets, batch_rows, stream(seed, "rows")):
+    for number, some, their in MiniBatches(inputs, targets, batch_rows, stream(seed, "rows")):
         assert number == len(sizes)
         np.testing.assert_array_equal(some, inputs[their])
         seen += their.tolist()
@@ -37,7 +37,7 @@ def test_the_stream_fixes_the_order():
     """The same stream gives the same batches, another one others."""
 
     def drawn(*name: str | int) -> list[list[int]]:
-        return [their.tolist() for _, _, their in mini_batches(*rows_of(50), 7, stream(3, *name))]
+        return [their.tolist() for _, _, their in MiniBatches(*rows_of(50), 7, stream(3, *name))]
 
     assert drawn("rows", 1) == drawn("rows", 1)
     assert drawn("rows", 1) != drawn("rows", 2)
@@ -45,14 +45,14 @@ def test_the_stream_fixes_the_order():
 
 def test_a_successor_goes_on_with_the_same_batches():
     """Beginning at batch 3 gives what a run from the start gives from there on."""
-    whole = [(k, their.tolist()) for k, _, their in mini_batches(*rows_of(50), 7, stream(3, "rows"))]
-    rest = [(k, their.tolist()) for k, _, their in mini_batches(*rows_of(50), 7, stream(3, "rows"), first=3)]
+    whole = [(k, their.tolist()) for k, _, their in MiniBatches(*rows_of(50), 7, stream(3, "rows"))]
+    rest = [(k, their.tolist()) for k, _, their in MiniBatches(*rows_of(50), 7, stream(3, "rows"), first=3)]
     assert rest == whole[3:]
 
 
 def test_a_batch_outlives_the_next_one():
     """A batch is intact while the next is gathered; its buffer serves the next but one."""
-    batches = mini_batches(*rows_of(30), 10, stream(3, "rows"))
+    batches = iter(MiniBatches(*rows_of(30), 10, stream(3, "rows")))
     _, first, _ = next(batches)
     kept = first.copy()
     _, second, _ = next(batches)
@@ -68,13 +68,13 @@ def test_a_batch_outlives_the_next_one():
 def test_bad_arguments_are_refused_at_the_call(name, n_targets, batch_rows):
     """Mistakes are told by the call itself, not by the first batch."""
     with pytest.raises(ArgumentError, match=f"^{name}"):
-        mini_batches(rows_of(4)[0], rows_of(n_targets)[1], batch_rows, stream(0, "rows"))
+        MiniBatches(rows_of(4)[0], rows_of(n_targets)[1], batch_rows, stream(0, "rows"))
 
 
 def test_a_negative_first_batch_is_refused():
     """There is no batch before number 0."""
     with pytest.raises(ArgumentError, match=r"^first"):
-        mini_batches(*rows_of(4), 2, stream(0, "rows"), first=-1)
+        MiniBatches(*rows_of(4), 2, stream(0, "rows"), first=-1)
 
 
 def test_blocks_are_views_in_order():

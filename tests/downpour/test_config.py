@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -10,9 +11,27 @@ import pytest
 
 from dask_belief.downpour.config import Downpour
 from dask_belief.errors import ArgumentError
-from dask_belief.optim.rules import SGD, Momentum
+from dask_belief.optim.rules import SGD, Adagrad, Momentum, Rule
+from dask_belief.parameter_server.consistency import (
+    ElasticAveraging,
+    MaxStaleness,
+    ScaleByStaleness,
+    Staleness,
+    Synchronous,
+)
 
-COUNTS = ("n_replicas", "n_shards", "batch_size", "n_fetch", "n_push", "epochs", "lease_rows")
+COUNTS = (
+    "n_replicas",
+    "n_shards",
+    "batch_size",
+    "n_fetch",
+    "n_push",
+    "epochs",
+    "lease_rows",
+    "validate_every_steps",
+    "patience",
+)
+WAYS = [None, MaxStaleness(2), ScaleByStaleness(), Synchronous(1), ElasticAveraging(0.7)]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -24,14 +43,14 @@ def test_count_below_one_is_refused(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["fetch_lag", "warm_start_steps"])
-@pytest.mark.parametrize("value", [-1, 0.5, None])
+@pytest.mark.parametrize("value", [-1, 0.5, "1"])
 def test_count_below_zero_is_refused(name: str, value: Any) -> None:
     """These may be zero, and no less."""
     with pytest.raises(ArgumentError, match=f"^{name}: expected a whole number of 0 or more"):
         Downpour(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["l2", "max_seconds"])
+@pytest.mark.parametrize("name", ["l2", "weight_decay", "warm_start_seconds", "max_seconds"])
 @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "0.1"])
 def test_number_below_zero_is_refused(name: str, value: Any) -> None:
     """A negative number, NaN, infinity and a string are refused by the option's name."""
@@ -39,10 +58,18 @@ def test_number_below_zero_is_refused(name: str, value: Any) -> None:
         Downpour(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["clip_norm", "validate_every_seconds", "stalled_after_seconds"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "0.1"])
+def test_number_that_is_not_above_zero_is_refused(name: str, value: Any) -> None:
+    """These may not be zero either."""
+    with pytest.raises(ArgumentError, match=f"^{name}: expected a finite number of more than 0"):
+        Downpour(**{name: value})
+
+
 @pytest.mark.parametrize("rule", [None, 0.1, "adagrad", SGD])
 def test_rule_must_be_one(rule: Any) -> None:
     """A rate, a name and a class are no rule."""
-    with pytest.raises(ArgumentError, match=r"^rule: expected SGD, Momentum or Adagrad, got "):
+    with pytest.raises(ArgumentError, match=r"^rule: expected SGD, Momentum, Nesterov, Adagrad, RMSProp or Adam, got "):
         Downpour(rule=rule)
 
 
@@ -70,3 +97,63 @@ def test_options_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Downpour().epochs = 6  # type: ignore[misc]
     assert Downpour() == Downpour()
+
+
+@pytest.mark.parametrize(
+    ("options", "lag"),
+    [({}, 1), ({"staleness": Synchronous()}, 0), ({"fetch_lag": 0}, 0), ({"staleness": MaxStaleness(1)}, 1)],
+    ids=str,
+)
+def test_lag_follows_from_the_way(options: dict[str, Any], lag: int) -> None:
+    """One mini-batch, none where rounds are waited for, or as given."""
+    assert Downpour(**options).lag == lag
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_fetch", 2), ("n_push", 2), ("fetch_lag", 1)])
+def test_synchronous_rounds_are_of_one_mini_batch(name: str, value: int) -> None:
+    """Fetch and push belong to the round."""
+    with pytest.raises(ArgumentError, match=f"^{name}: with Synchronous it must be"):
+        Downpour(staleness=Synchronous(), **{name: value})
+
+
+@pytest.mark.parametrize("backup_replicas", [2, 3])
+def test_backup_replicas_must_leave_one_to_wait_for(backup_replicas: int) -> None:
+    """Fewer than there are replicas, where their number is known."""
+    with pytest.raises(ArgumentError, match=r"^staleness: .* backup replicas of 2 leave none"):
+        Downpour(n_replicas=2, staleness=Synchronous(backup_replicas))
+    assert Downpour(staleness=Synchronous(backup_replicas)).n_replicas is None
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "n_replicas"),
+        ({"n_replicas": 2, "staleness": ElasticAveraging(2.0)}, "staleness"),
+        ({"n_replicas": 2, "n_fetch": 3, "n_push": 2}, "n_fetch"),
+    ],
+    ids=str,
+)
+def test_elastic_averaging_needs_what_its_formula_needs(options: dict[str, Any], name: str) -> None:
+    """The number of replicas, an elasticity below it, and one exchange for both ways."""
+    with pytest.raises(ArgumentError, match=f"^{name}: "):
+        Downpour(**{"staleness": ElasticAveraging(), **options})
+
+
+def test_a_way_must_be_one() -> None:
+    """Not its class, nor a number."""
+    with pytest.raises(ArgumentError, match=r"^staleness: expected None, MaxStaleness"):
+        Downpour(staleness=Synchronous)
+
+
+@pytest.mark.parametrize("rule", [SGD(0.1), Momentum(0.1, 0.5), Adagrad(0.3)], ids=str)
+@pytest.mark.parametrize("staleness", WAYS, ids=str)
+def test_options_come_back_from_their_config(rule: Rule, staleness: Staleness | None) -> None:
+    """Through JSON, with rule and way."""
+    method = Downpour(n_replicas=2, rule=rule, staleness=staleness, clip_norm=2.0, weight_decay=0.1, patience=3)
+    assert Downpour.from_config(json.loads(json.dumps(method.to_config()))) == method
+
+
+def test_unknown_option_in_a_config_is_refused() -> None:
+    """It is named, as one of those given."""
+    with pytest.raises(ArgumentError, match=r"^config: Downpour cannot be made with .*'n_workers'"):
+        Downpour.from_config(Downpour().to_config() | {"n_workers": 3})

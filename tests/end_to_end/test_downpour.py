@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,57 +11,82 @@ import pytest
 from distributed import Client
 
 import dask_belief as db
-from dask_belief.data.batches import mini_batches
+from dask_belief.cluster import actors
+from dask_belief.cluster.placement import place
+from dask_belief.downpour import driver
 from dask_belief.downpour.driver import plan_leases
-from dask_belief.monitoring.events import DownpourProgressed
+from dask_belief.monitoring.events import DownpourProgressed, Rebuilt, WorkerJoined, WorkerLost
 from dask_belief.seeds import stream
-from tests.small_cluster import eventually
+from tests.row_counts import OPTIONS, RowCounts, SparseRowCounts
+from tests.small_cluster import eventually, kill_worker
+
+from .algorithm_1_1 import by_the_paper  # noqa: TID252
+from .conftest import blobs  # noqa: TID252
+from .timetable import Failing, Timetable, first_then_long  # noqa: TID252
+
+RULES = [
+    db.SGD(0.1),
+    db.Momentum(0.02, 0.9),
+    db.Nesterov(0.02, 0.9),
+    db.Adagrad(0.05),
+    db.RMSProp(0.005),
+    db.Adam(0.01),
+    db.Adam(db.Warmup(20, then=db.Cosine(0.01, 100))),
+]
 
 
-def sequential(network: db.Network, store: Path, method: db.Downpour, seed: int) -> np.ndarray:
-    """The same run in one process, with the formulas of the paper: fetch, gradient, push, one after another."""
-    dataset = db.ZarrDataset(store)
-    plan = plan_leases(
-        dataset.n_rows,
-        dataset.chunk_rows,
-        dataset.row_bytes("float32"),
-        network.n_parameters,
-        method.batch_size,
-        method.lease_rows,
-    )
-    values = network.initial_parameters(seed)
-    state = method.rule.init(values)
-    for epoch in range(method.epochs):
-        for lease in stream(seed, "leases", epoch).permutation(len(plan)):
-            unit = plan[int(lease)]
-            inputs, targets = dataset.read(unit.start, unit.stop)
-            order = stream(seed, "rows", epoch, int(lease))
-            for _, x, y in mini_batches(inputs, targets, method.batch_size, order):
-                _, gradient = network.loss_and_gradient(values, x, y)
-                gradient *= np.float32(1 / len(x))
-                method.rule.apply(values, gradient, state, method.rule.learning_rate)
-    return values
-
-
-@pytest.mark.parametrize("rule", [db.SGD(0.1), db.Momentum(0.02, 0.9), db.Adagrad(0.05)], ids=lambda rule: rule.name)
-def test_one_replica_without_lag_is_plain_mini_batch_descent(connect, store: Path, network, rule) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule)[:60])
+def test_one_replica_without_lag_is_plain_mini_batch_descent(two_workers: Client, store: Path, network, rule) -> None:
     """With one replica, n_fetch = n_push = 1 and no lag, the run is the sequential formula, to the bit."""
-    method = db.Downpour(n_replicas=1, rule=rule, batch_size=32, epochs=2, fetch_lag=0)
-    with connect(2) as client:
-        result = db.train(network, store, method, client=client, seed=3, progress=False)
-    assert result.parameters.tobytes() == sequential(network, store, method, 3).tobytes()
+    method = db.Downpour(n_replicas=1, rule=rule, batch_size=32, epochs=1, fetch_lag=0)
+    result = db.train(network, store, method, client=two_workers, seed=3, progress=False)
+    assert result.parameters.tobytes() == by_the_paper(network, db.ZarrDataset(store), method, 3, "float32").tobytes()
+    assert result.repeatable
 
 
-@pytest.mark.parametrize("options", [{}, {"n_fetch": 3, "n_push": 2}, {"n_push": 5, "warm_start_steps": 20}], ids=str)
-def test_one_replica_is_a_function_of_its_seed(connect, store: Path, network: db.Network, options) -> None:
-    """Two runs with one replica have the same bits, whatever lies between fetches and pushes; another seed has not."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_fetch": 1, "n_push": 4, "fetch_lag": 0},
+        {"n_fetch": 3, "n_push": 2},
+        {"n_fetch": 4, "n_push": 4, "fetch_lag": 3},
+        {"n_fetch": 5, "n_push": 1, "fetch_lag": 5, "rule": db.Momentum(0.01, 0.9)},
+        {"l2": 0.1, "weight_decay": 0.2, "clip_norm": 0.3, "rule": db.Adagrad(0.05)},
+        {"l2": 0.1, "weight_decay": 0.2, "clip_norm": 0.3, "n_fetch": 3, "n_push": 4, "lease_rows": 700},
+    ],
+    ids=str,
+)
+def test_one_replica_is_algorithm_1_1(two_workers: Client, store: Path, network, options) -> None:
+    """What is fetched and pushed when, what is accrued, penalised, clipped and decayed: see `by_the_paper`."""
+    method = db.Downpour(**({"n_replicas": 1, "rule": db.SGD(0.1), "batch_size": 32, "epochs": 2} | options))
+    result = db.train(network, store, method, client=two_workers, seed=3, dtype="float64", progress=False)
+    expected = by_the_paper(network, db.ZarrDataset(store), method, 3, "float64")
+    np.testing.assert_allclose(result.parameters, expected, rtol=1e-9, atol=1e-12)
 
-    def run(seed: int) -> bytes:
-        method = db.Downpour(n_replicas=1, rule=db.Adagrad(0.05), batch_size=50, epochs=2, **options)
-        with connect(2) as client:
-            return db.train(network, store, method, client=client, seed=seed, progress=False).parameters.tobytes()
 
-    assert run(1) == run(1) != run(2)
+EXCHANGES = [
+    {},
+    {"fetch_lag": 0},
+    {"n_fetch": 3, "n_push": 2},
+    {"n_fetch": 4, "n_push": 4, "fetch_lag": 4},
+    {"n_push": 5, "warm_start_steps": 20},
+    {"n_fetch": 2, "n_push": 3, "l2": 1e-3, "weight_decay": 0.01, "clip_norm": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", first_then_long(EXCHANGES, 3), ids=str)
+def test_one_replica_is_a_function_of_its_seed(two_workers: Client, wide_network: db.Network, options) -> None:
+    """Two runs with one replica have the same bits, with one shard and with three; another seed has not."""
+
+    def run(seed: int, n_shards: int) -> bytes:
+        method = db.Downpour(n_replicas=1, n_shards=n_shards, rule=db.Adagrad(0.05), batch_size=50, **options)
+        data = db.ArrayDataset(*blobs(300, seed=4), chunk_rows=100)
+        result = db.train(wide_network, data, method, client=two_workers, seed=seed, progress=False)
+        assert result.repeatable
+        return result.parameters.tobytes()
+
+    first = run(1, 1)
+    assert first == run(1, 1) == run(1, 3) != run(2, 1)
 
 
 def test_several_replicas_and_shards_learn(connect, store: Path, wide_network, held_out) -> None:
@@ -73,6 +99,136 @@ def test_several_replicas_and_shards_learn(connect, store: Path, wide_network, h
     assert result.validation["accuracy"] > 0.6
     last = [event for event in result.history.events if isinstance(event, DownpourProgressed)][-1]
     assert (last.rows, last.steps, last.epochs) == (9000, 180, 3.0)
+
+
+COVERING = [
+    {},
+    {"n_fetch": 3, "n_push": 2, "warm_start_steps": 9},
+    {"n_push": 5, "fetch_lag": 0},
+    {"n_fetch": 4, "n_push": 4, "fetch_lag": 4},
+    {"staleness": db.MaxStaleness(1)},
+    {"staleness": db.MaxStaleness(0), "n_push": 3},
+]
+by_covering = pytest.mark.parametrize("options", COVERING, ids=str)
+by_touch = pytest.mark.parametrize("kind", first_then_long([RowCounts, SparseRowCounts]), ids=["dense", "sparse"])
+
+
+@by_covering
+@pytest.mark.parametrize("kind", [RowCounts, SparseRowCounts], ids=["dense", "sparse"])
+def test_an_epoch_covers_every_row_once(two_workers: Client, kind, options) -> None:
+    """Three replicas on two shards: what was pushed is every row three times in three epochs, on each shard."""
+    objective = kind(512, n_shards=2)
+    method = db.Downpour(**OPTIONS, n_replicas=3, n_shards=2, epochs=3, **options)
+    result = db.train(objective, objective.data(), method, client=two_workers, progress=False)
+    assert objective.found(result.parameters) == [[3.0], [3.0]]
+    assert result.passes == 3.0
+
+
+@by_covering
+@by_touch
+def test_rows_count_once_when_workers_come_and_go(connect, monkeypatch, kind, options) -> None:
+    """A worker joins and takes part, its replica is lost, another joins: on the shards nothing shows."""
+    objective = kind(1024, n_shards=2)
+    method = db.Downpour(**OPTIONS, n_shards=2, epochs=3, lease_rows=64, **options)
+    with connect(2) as client:
+        first = set(client.nthreads())
+
+        def join() -> None:
+            client.cluster.scale(len(client.cluster.workers) + 1)
+            table.await_other_than(set(table.workers))
+
+        def lose() -> None:
+            table.await_other_than(set())
+            for address in sorted(table.workers - first):
+                kill_worker(client, address)
+
+        table = Timetable(monkeypatch, {20: join, 70: lose, 120: join})
+        result = db.train(objective, objective.data(), method, client=client, progress=False)
+        kinds = [type(event) for event in result.history.events]
+    assert len(table.workers) == 4
+    assert WorkerJoined in kinds and WorkerLost in kinds and Rebuilt not in kinds
+    assert objective.found(result.parameters) == [[3.0], [3.0]]
+
+
+@by_touch
+@pytest.mark.parametrize("is_made", [False, True], ids=["not made", "made, its answer lost"])
+@pytest.mark.parametrize(
+    ("method_of", "actor"),
+    [("exchange", "shard 0"), ("exchange", "shard 1"), ("report", ""), ("next_lease", ""), ("applied", "shard 1")],
+    ids=" ".join,
+)
+def test_rows_count_once_when_a_call_fails(two_workers, monkeypatch, kind, method_of, actor, is_made) -> None:
+    """A push that one shard has and another has not, a lost answer or report: the successor goes on behind it."""
+    # Something must be taken over for `applied` to be asked.
+    Failing(monkeypatch, "exchange", 5, "shard 0") if method_of == "applied" else None
+    failing = Failing(monkeypatch, method_of, {"exchange": 13, "applied": 0}.get(method_of, 2), actor, is_made)
+    objective = kind(512, n_shards=2)
+    method = db.Downpour(**OPTIONS, n_replicas=2, n_shards=2, epochs=2, n_push=2)
+    result = db.train(objective, objective.data(), method, client=two_workers, progress=False)
+    assert failing.has_failed
+    assert objective.found(result.parameters) == [[2.0], [2.0]]
+
+
+@pytest.mark.parametrize("role", ["shard", "hub"])
+@by_touch
+def test_rows_count_once_over_generations(connect, monkeypatch, role: str, kind) -> None:
+    """A worker with a shard or the ledger is lost: what the next generation goes on from has each row once or not yet.
+
+    The state is saved as often as the driver looks.
+    """
+    monkeypatch.setattr(driver, "_SAVING_SHARE", 0.9)
+    monkeypatch.setattr(actors, "LIMITS", replace(actors.LIMITS, connect_seconds=1.0))
+    objective = kind(1024, n_shards=2)
+    method = db.Downpour(**OPTIONS, n_shards=2, epochs=4, n_push=2)
+    with connect(3) as client:
+        placement = place(list(client.nthreads()), 2)
+        victim = {"shard": placement.shards[1], "hub": placement.hub}[role]
+        Timetable(monkeypatch, {100: lambda: kill_worker(client, victim)})
+        result = db.train(objective, objective.data(), method, client=client, progress=False)
+    assert Rebuilt in [type(event) for event in result.history.events]
+    assert objective.found(result.parameters) == [[4.0], [4.0]]
+
+
+def test_a_worker_that_joins_late_trains(connect, store: Path, network: db.Network, monkeypatch) -> None:
+    """It is told of in the history, with steps of its own."""
+    with connect(1) as client:
+
+        def join() -> None:
+            client.cluster.scale(2)
+            table.await_other_than(set(table.workers))
+
+        table = Timetable(monkeypatch, {5: join})
+        result = db.train(network, store, db.Downpour(epochs=2, batch_size=20), client=client, progress=False)
+    replicas = result.history.replicas()
+    assert {replica["worker"] for replica in replicas} == table.workers
+    assert len(replicas) == 2 and all(replica["steps"] > 0 for replica in replicas)
+    assert sum(replica["rows"] for replica in replicas) == 6000
+
+
+def test_history_tells_speed_waits_and_staleness(two_workers: Client, store: Path, network: db.Network) -> None:
+    """What is told of replicas, of shards and in all adds up, and agrees with what was to be done."""
+    method = db.Downpour(n_replicas=2, batch_size=20, epochs=3, staleness=db.MaxStaleness(2))
+    result = db.train(network, store, method, client=two_workers, progress=False)
+    history = result.history
+    last = history.rows("DownpourProgressed")[-1]
+    replicas, [shard] = history.replicas(), history.shards()
+    n_batches = 3 * 3000 // 20
+    assert sum(history.staleness().values()) == shard["n_updates"] == n_batches
+    # Of each replica's last lease the report leaves before its last pushes are counted.
+    assert n_batches - 2 * 3 <= last["n_pushes"] <= n_batches
+    assert sum(replica["steps"] for replica in replicas) == n_batches
+    assert last["pushed_bytes"] == last["n_pushes"] * network.n_parameters * 4
+    assert last["fetched_bytes"] == sum(replica["n_fetches"] for replica in replicas) * network.n_parameters * 4
+    assert shard["received_bytes"] == n_batches * network.n_parameters * 4
+    assert all(rate > 0 for rate in history["rows_per_second"])
+    names = [name for name in last if name.endswith("_seconds") and name not in ("seconds", "server_seconds")]
+    assert len(names) == 6
+    for name in names:
+        assert last[name] == pytest.approx(sum(replica[name] for replica in replicas))
+        assert 0 <= last[name] <= 2 * result.seconds
+    assert last["computing_seconds"] > 0 and 0 < last["server_seconds"] <= result.seconds
+    assert 0 <= last["staleness_mean"] <= last["staleness_p95"] <= last["staleness_max"]
+    assert last["rate"] == method.rule.rate(n_batches)
 
 
 def test_loss_is_the_objective_at_the_parameters(two_workers: Client, store: Path, network: db.Network) -> None:
@@ -188,7 +344,7 @@ def test_a_gradient_that_is_nan_never_reaches_the_shards(connect) -> None:
 
 def test_leases_keep_within_bytes_and_hold_a_whole_mini_batch() -> None:
     """Rows of images do not make leases of gigabytes, and small chunks do not make small mini-batches."""
-    images = plan_leases(1_000_000, 100, 600_000, 1000, batch_size=100, lease_rows=None)
+    images = plan_leases(db.Downpour(batch_size=100), 1_000_000, 100, 600_000, 1000)
     assert images.largest_rows * 600_000 <= 64 * 2**20
-    small = plan_leases(1000, 32, 40, 1000, batch_size=100, lease_rows=None)
+    small = plan_leases(db.Downpour(batch_size=100), 1000, 32, 40, 1000)
     assert small.largest_rows >= 96

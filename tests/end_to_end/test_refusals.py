@@ -74,7 +74,6 @@ def test_validation_rows_are_checked_too(refused, store: Path, network: db.Netwo
         ({"initial": np.zeros(3)}, "initial"),
         ({"initial": np.full(244, np.nan)}, "initial"),
         ({"backend": "abacus"}, "backend"),
-        ({"initial": "zeros"}, "initial"),
         ({"callbacks": None}, "callbacks"),
         ({"progress": 3}, "progress"),
     ],
@@ -83,6 +82,36 @@ def test_validation_rows_are_checked_too(refused, store: Path, network: db.Netwo
 def test_options_of_train(refused, store: Path, network: db.Network, options, name: str) -> None:
     """Each option is refused with its name first."""
     assert refused(db.ArgumentError, network, store, db.Sandblaster(), **options).startswith(name)
+
+
+def test_a_path_without_a_result_as_the_beginning(refused, store: Path, network: db.Network, tmp_path: Path) -> None:
+    """A path that is not there, and one of a data set: the argument and the path are named."""
+    for initial in ("nowhere.zarr", tmp_path / "nowhere.zarr", store):
+        text = refused(db.MissingStoreError, network, store, db.Sandblaster(), initial=initial)
+        assert text.startswith("initial: ") and str(initial) in text
+
+
+def test_lists_of_methods(refused, store: Path, network: db.Network) -> None:
+    """An empty one, and one with an element that is no method or cannot be, wherever in the list it stands."""
+    good = db.Downpour(epochs=1)
+    assert refused(db.ArgumentError, network, store, []).startswith("method: ")
+    assert refused(db.ArgumentError, network, store, ()).startswith("method: ")
+    text = refused(db.ArgumentError, network, store, [good, "L-BFGS"])
+    assert text.startswith("method: ") and "str at place 1" in text
+    assert refused(db.ArgumentError, network, store, [good, [good]]).startswith("method: ")
+    text = refused(db.ArgumentError, network, store, (good, db.Sandblaster(n_shards=10_000)))
+    assert text.startswith("n_shards: ")
+    asks = db.Sandblaster(first_hessian="adagrad")
+    for methods in ([asks, good], [db.Downpour(rule=db.SGD(0.1), epochs=1), asks]):
+        assert refused(db.ArgumentError, network, store, methods).startswith("first_hessian: ")
+
+
+def test_patience_without_a_validation_set(refused, store: Path, network: db.Network) -> None:
+    """It would wait for ever; wherever in a list it stands."""
+    patient = db.Downpour(epochs=1, patience=2)
+    for method in (patient, [db.Sandblaster(max_iter=1), patient]):
+        text = refused(db.ArgumentError, network, store, method)
+        assert text.startswith("patience: ") and "validation=" in text
 
 
 def test_something_else_as_method_or_objective(refused, store: Path, network: db.Network) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dask_belief.models import Dense, Network
@@ -29,6 +31,17 @@ def targets_for(loss: str, n_rows: int, n_outputs: int = 3) -> np.ndarray:
     if loss == "logistic":
         return (rows(n_rows, n_outputs, seed=2) > 0).astype(int)
     return rows(n_rows, n_outputs, seed=2)
+
+
+def central_differences(function: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    gradient = np.empty_like(at)
+    for number in range(at.size):
+        there = at.copy()
+        there[number] = at[number] + step
+        above = function(there)
+        there[number] = at[number] - step
+        gradient[number] = (above - function(there)) / (2 * step)
+    return gradient
 
 
 SMALL = network_for("softmax", "tanh")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,18 +13,17 @@ from dask_belief.backend import get_backend
 from dask_belief.models import Dense, Network
 from dask_belief.models.activations import ACTIVATIONS
 from tests.backend.usable import USABLE
-from tests.models.cases import LOSSES, ROWS, SEED, SMALL, classes, network_for, rows, targets_for
-
-
-def central_differences(function: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    gradient = np.empty_like(at)
-    for number in range(at.size):
-        there = at.copy()
-        there[number] = at[number] + step
-        above = function(there)
-        there[number] = at[number] - step
-        gradient[number] = (above - function(there)) / (2 * step)
-    return gradient
+from tests.models.cases import (
+    LOSSES,
+    ROWS,
+    SEED,
+    SMALL,
+    central_differences,
+    classes,
+    network_for,
+    rows,
+    targets_for,
+)
 
 
 @pytest.mark.parametrize("last", [None, "tanh"])

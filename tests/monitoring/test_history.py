@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ from dask_belief.errors import ArgumentError
 from dask_belief.monitoring.events import DownpourProgressed, IterationEnded, Stopped, Validated, WorkerLost
 from dask_belief.monitoring.history import History
 from dask_belief.optim.stopping import Stop, StopReason
-from tests.monitoring.test_events import EVENTS
+from tests.monitoring.test_events import EVENTS, REPLICAS, SHARDS, counted
 
 
 def example():
@@ -45,7 +46,12 @@ def test_diagnostics_of_iterations_are_columns():
     """One value an iteration, whatever they are: numbers of the search, seconds, bytes, backups."""
     history = History(EVENTS)
     columns = {name: history[name] for name in ("curvature", "slope_ratio", "busiest_seconds", "pushed_bytes")}
-    assert columns == {"curvature": [1.5], "slope_ratio": [0.25], "busiest_seconds": [0.15], "pushed_bytes": [800]}
+    assert columns == {
+        "curvature": [1.5],
+        "slope_ratio": [0.25],
+        "busiest_seconds": [0.15],
+        "pushed_bytes": [800, 1200],
+    }
     assert history["backups_won"] == [1]
 
 
@@ -53,6 +59,69 @@ def test_downpours_epochs_are_its_passes():
     """Both methods have the column that curves are drawn against."""
     history = History([DownpourProgressed(steps=1, epochs=0.5, rows=5, loss=0.1, seconds=1.0)])
     assert history["passes"] == history["epochs"] == [0.5]
+
+
+def progressed(seconds, n_replicas=2, **measures):
+    return DownpourProgressed(
+        steps=1,
+        epochs=0.5,
+        rows=5,
+        loss=0.1,
+        seconds=seconds,
+        replicas=REPLICAS[:n_replicas],
+        shards=SHARDS,
+        **measures,
+    )
+
+
+def test_downpours_scalars_are_columns_and_its_tables_are_not():
+    """Every number of the event has a column; what has many numbers has a table of its own."""
+    history = History(EVENTS)
+    [row] = history.rows(DownpourProgressed)
+    [event] = [event for event in EVENTS if isinstance(event, DownpourProgressed)]
+    scalars = {name: value for name, value in vars(event).items() if not isinstance(value, tuple)}
+    assert row == {"event": "DownpourProgressed", **scalars, "passes": 2.25}
+    assert {"rows_per_second", "rate", "n_dropped", "server_seconds", "staleness_p95"} <= row.keys()
+    for name in ("staleness", "replicas", "shards"):
+        with pytest.raises(ArgumentError, match=f"'{name}'"):
+            history[name]
+
+
+def test_the_distribution_of_staleness_is_that_of_the_last_event():
+    """By the lower end of each bin, those without pushes left out; nothing measured gives nothing."""
+    history = History(
+        [progressed(1.0, staleness=counted(0, 1)), progressed(2.0, staleness=counted(0, 1, 1, 3, 40, 63))]
+    )
+    history(Stopped(Stop(StopReason.EPOCHS_DONE), 3.0))
+    assert history.staleness() == {0: 1, 1: 2, 3: 1, 32: 2}
+    assert History().staleness() == History([progressed(1.0)]).staleness() == {}
+
+
+def test_replicas_and_shards_are_tables_of_the_last_event():
+    """A row each, single numbers only; a shard's staleness as mean, 95 of 100, and largest."""
+    history = History([progressed(1.0, n_replicas=1), progressed(2.0)])
+    assert [row["replica"] for row in history.replicas()] == ["replica-1", "replica-2"]
+    assert history.replicas()[1] == dataclasses.asdict(REPLICAS[1])
+    first, second = history.shards()
+    assert (first["n_updates"], first["busy_seconds"], second["rate"]) == (6, 0.25, math.inf)
+    assert (first["staleness_mean"], first["staleness_p95"], first["staleness_max"]) == (51.5 / 6, 63.0, 63.0)
+    assert (second["staleness_mean"], second["staleness_max"]) == (0.6, 3.0)
+    assert all(not isinstance(value, (tuple, list)) for row in history.shards() for value in row.values())
+    assert History().replicas() == History().shards() == []
+
+
+def test_replicas_and_shards_are_kept_of_the_last_event_only():
+    """What is kept of a long run on many workers does not grow with their number; the distribution is kept."""
+    history = History()
+    for seconds in (1.0, 2.0, 3.0):
+        history(progressed(seconds, staleness=counted(0)))
+        history(WorkerLost("tcp://127.0.0.1:1"))
+    kept = [event for event in history if isinstance(event, DownpourProgressed)]
+    assert [len(event.replicas) for event in kept] == [len(event.shards) for event in kept] == [0, 0, 2]
+    assert [event.seconds for event in kept] == [1.0, 2.0, 3.0]
+    assert all(event.staleness == counted(0) for event in kept)
+    again = History.from_config(history.to_config())
+    assert again.replicas() == history.replicas() and again.shards() == history.shards()
 
 
 def test_a_column_that_may_come_is_empty_and_any_other_is_refused():
@@ -118,7 +187,29 @@ def test_the_picture_of_nothing_is_empty():
     assert not ax.lines and ax.get_legend() is None
 
 
-@pytest.mark.parametrize(("package", "method"), [("pandas", "to_frame"), ("matplotlib", "plot")])
+def test_the_picture_of_staleness_has_a_bar_a_bin():
+    """From zero to the stalest, each as high as its count, past 31 named by both ends of the bin."""
+    figure_module = pytest.importorskip("matplotlib.figure")
+    ax = figure_module.Figure().subplots()
+    history = History([progressed(1.0, staleness=counted(0, 0, 2, 40))])
+    assert history.plot_staleness(ax) is ax
+    assert [bar.get_height() for bar in ax.patches] == [2, 0, 1, *[0] * 29, 1]
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert labels[0] == "0" and len(labels) <= 16
+    few = History([progressed(1.0, staleness=counted(0, 2))]).plot_staleness(figure_module.Figure().subplots())
+    assert [label.get_text() for label in few.get_xticklabels()] == ["0", "1", "2"]
+
+
+def test_the_picture_of_no_staleness_is_empty():
+    """Without a measurement there are axes and no bar."""
+    figure_module = pytest.importorskip("matplotlib.figure")
+    for history in (History(), History([progressed(1.0)])):
+        assert not history.plot_staleness(figure_module.Figure().subplots()).patches
+
+
+@pytest.mark.parametrize(
+    ("package", "method"), [("pandas", "to_frame"), ("matplotlib", "plot"), ("matplotlib", "plot_staleness")]
+)
 def test_a_missing_package_is_an_error_where_it_is_needed(package, method, monkeypatch):
     """The message names the package, and the history works without it."""
     monkeypatch.setitem(sys.modules, package, None)

@@ -79,6 +79,23 @@ def test_downpour_counts_epochs():
     assert "25%" in terminal.getvalue()
 
 
+def test_downpours_speed_and_staleness_are_shown_where_they_are_known():
+    """Between the losses and the time; a Sandblaster after it shows none of it, and the time runs on."""
+    terminal = Terminal()
+    bar = ProgressBar(stream=terminal, delay_seconds=0)
+    progressed = DownpourProgressed(7, 1.25, 12, 0.25, 61.0, rows_per_second=81920.4, staleness_mean=2.71)
+    show(bar, [RunStarted("Downpour", 10, 5, 2, planned=5.0, planned_unit="epochs"), progressed])
+    bar(Validated(loss=0.5, metrics={}, passes=1.25, seconds=61.0))
+    bar(Stopped(STOPPED, seconds=61.0))
+    last = terminal.getvalue().rstrip().split("\r")[-1]
+    assert last.startswith("Downpour: epoch 1.25 of 5, loss 0.25, validation 0.5, 81,920 rows/s, staleness 2.7, 61 s |")
+    show(bar, [RunStarted("Sandblaster", 10, 5, 2, planned=9.0, seconds=62.0)])
+    bar(IterationEnded(1, 2, 0.125, 0.1, 1.0, 63.0, 3.25))
+    bar.close()
+    last = terminal.getvalue().rstrip().split("\r")[-1]
+    assert last.startswith("Sandblaster: iteration 1 of 9, loss 0.125, 63 s |")
+
+
 def test_without_a_plan_there_is_a_line_and_no_bar():
     """An unlimited run has no share to show."""
     terminal = Terminal()

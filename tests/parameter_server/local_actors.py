@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dask_belief.cluster.actors import ActorAddress, Caller, Message
-from dask_belief.optim.rules import Rule
 from dask_belief.parameter_server.client import Directory, ParameterServer
 from dask_belief.parameter_server.shard import Shard, ShardSpec
+from dask_belief.parameter_server.updates import UpdateSpec
 
 
 class LocalActors:
@@ -97,7 +97,7 @@ def deploy(
     generation: int = 0,
     dtype: str = "float32",
     penalised: np.ndarray | None = None,
-    rule: Rule | None = None,
+    updates: UpdateSpec | None = None,
 ) -> ParameterServer:
     """Make shards over these ranges and give the client of all of them."""
     n_parameters = ranges[-1].stop
@@ -112,7 +112,7 @@ def deploy(
                     n_parameters=n_parameters,
                     dtype=dtype,
                     penalised=None if penalised is None else penalised[span.start : span.stop],
-                    rule=rule,
+                    updates=updates,
                 )
             ),
         )

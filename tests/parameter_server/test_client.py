@@ -16,7 +16,7 @@ from dask_belief.cluster.actors import Caller, Message
 from dask_belief.errors import ActorLostError, StaleError
 from dask_belief.optim.rules import SGD, Adagrad
 from dask_belief.parameter_server import ranges as ranges_module
-from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.client import Exchange, ParameterServer
 from dask_belief.parameter_server.messages import (
     Absolutes,
     Align,
@@ -24,6 +24,7 @@ from dask_belief.parameter_server.messages import (
     Combine,
     Dot,
     EndSum,
+    Finished,
     FirstHessian,
     LeaseKey,
     MaxNorm,
@@ -31,10 +32,12 @@ from dask_belief.parameter_server.messages import (
     PseudoGradient,
     PushKey,
     SquaredPenalty,
+    StepKey,
     Swap,
 )
 from dask_belief.parameter_server.ranges import BLOCK, shard_ranges
-from dask_belief.parameter_server.shard import VALUES
+from dask_belief.parameter_server.selection import Selection
+from dask_belief.parameter_server.updates import VALUES, UpdateSpec
 from dask_belief.seeds import stream
 from tests.parameter_server.local_actors import LocalActors, deploy
 
@@ -65,8 +68,14 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges_module, "PIECE_BYTES", 4 * BLOCK)
 
 
+def asked(step: int | None = None, gradient: np.ndarray | None = None, **more: Any) -> Exchange:
+    """What a replica asks for: the push of one mini-batch, a fetch, or both."""
+    key = None if step is None else PushKey(LEASE, step, step)
+    return Exchange("a", StepKey(LEASE, 0 if step is None else step + 1), key, gradient, **more)
+
+
 def begin_updates(actors: LocalActors, n_shards: int, initial: np.ndarray) -> ParameterServer:
-    server = deploy(actors, shard_ranges(N_PARAMETERS, n_shards), rule=SGD(1.0))
+    server = deploy(actors, shard_ranges(N_PARAMETERS, n_shards), updates=UpdateSpec(SGD(1.0)))
     actors.caller.run(server.write(VALUES, initial))
     actors.caller.run(server.begin_updates())
     return server
@@ -193,11 +202,11 @@ def test_bytes_of_exchanges_are_counted(actors: LocalActors, n_shards: int) -> N
     gradient, into = random_vector("g"), np.empty(N_PARAMETERS, np.float32)
     server = begin_updates(actors, n_shards, random_vector("x"))
     run, n_bytes, sent = actors.caller.run, gradient.nbytes, server.sent_bytes
-    run(server.exchange(PushKey(LEASE, 0, 0), gradient, None))
+    run(server.exchange(asked(0, gradient)))
     assert (server.sent_bytes - sent, server.received_bytes) == (n_bytes, 0)
-    run(server.exchange(None, None, into))
+    run(server.exchange(asked(into=into)))
     assert (server.sent_bytes - sent, server.received_bytes) == (n_bytes, n_bytes)
-    run(server.exchange(PushKey(LEASE, 1, 1), gradient, into))
+    run(server.exchange(asked(1, gradient, into=into)))
     assert (server.sent_bytes - sent, server.received_bytes) == (2 * n_bytes, 2 * n_bytes)
 
 
@@ -257,11 +266,11 @@ def test_exchange_pushes_and_fetches_in_one_message(actors: LocalActors, n_shard
     server = begin_updates(actors, n_shards, x)
     run = actors.caller.run
     actors.calls.clear()
-    assert run(server.exchange(PushKey(LEASE, 0, 0), gradient, into)) == 1
+    assert run(server.exchange(asked(0, gradient, into=into))).versions == (1,) * 4
     assert actors.calls == {"exchange": 4}
     np.testing.assert_array_equal(into, x - gradient)
-    assert run(server.exchange(PushKey(LEASE, 1, 1), gradient, None)) == 2
-    assert run(server.exchange(None, None, into)) == 2
+    assert run(server.exchange(asked(1, gradient))).versions == (2,) * 4
+    assert run(server.exchange(asked(into=into))).versions == (2,) * 4
     np.testing.assert_array_equal(into, (x - gradient) - gradient)
 
 
@@ -272,12 +281,12 @@ def test_lease_is_applied_as_far_as_every_shard_is(actors: LocalActors, n_shards
     server = begin_updates(actors, n_shards, x)
     run = actors.caller.run
     assert run(server.applied(LEASE)) == -1
-    run(server.exchange(PushKey(LEASE, 0, 0), gradient, None))
+    run(server.exchange(asked(0, gradient)))
     first = server.directory.shards[0]
-    arguments = (0, PushKey(LEASE, 1, 1), 0, BLOCK, gradient[:BLOCK], False)
+    arguments = (0, "a", StepKey(LEASE, 2), PushKey(LEASE, 1, 1), 0, 0, BLOCK, gradient[:BLOCK], None, False)
     run(actors.caller.call(first, "exchange", *arguments))
     assert run(server.applied(LEASE)) == 0
-    run(server.exchange(PushKey(LEASE, 1, 1), gradient, None))
+    run(server.exchange(asked(1, gradient)))
     assert run(server.applied(LEASE)) == 1
     into = np.empty_like(x)
     run(server.read(VALUES, into))
@@ -287,27 +296,28 @@ def test_lease_is_applied_as_far_as_every_shard_is(actors: LocalActors, n_shards
 @pytest.mark.usefixtures("small_pieces")
 def test_saved_server_goes_on_exactly(actors: LocalActors, n_shards: int) -> None:
     """Values, state and marks of all pieces go to new shards, which drop what was pushed before the save."""
-    spans, rule, run = shard_ranges(N_PARAMETERS, n_shards), Adagrad(0.1), actors.caller.run
-    server = deploy(actors, spans, rule=rule)
+    spans, run = shard_ranges(N_PARAMETERS, n_shards), actors.caller.run
+    updates = UpdateSpec(Adagrad(0.1))
+    server = deploy(actors, spans, updates=updates)
     gradient, into = random_vector("g"), np.empty(N_PARAMETERS, np.float32)
     run(server.write(VALUES, random_vector("x")))
     run(server.begin_updates())
-    run(server.exchange(PushKey(LEASE, 0, 0), gradient, None))
+    run(server.exchange(asked(0, gradient)))
     received = server.received_bytes
     saved = run(server.save())
     # Values and one vector of state.
     assert server.received_bytes - received == 2 * gradient.nbytes
     assert sorted(saved) == [0, BLOCK, 2 * BLOCK, 3 * BLOCK]
-    run(server.exchange(PushKey(LEASE, 1, 1), gradient, into))
-    successor = deploy(actors, spans, generation=1, rule=rule)
+    run(server.exchange(asked(1, gradient, into=into)))
+    successor = deploy(actors, spans, generation=1, updates=updates)
     run(successor.restore(saved))
     assert successor.sent_bytes == 2 * gradient.nbytes
     assert run(successor.applied(LEASE)) == 0
-    run(successor.exchange(PushKey(LEASE, 0, 0), gradient, None))
+    run(successor.exchange(asked(0, gradient)))
     again = np.empty_like(into)
-    run(successor.exchange(PushKey(LEASE, 1, 1), gradient, again))
+    run(successor.exchange(asked(1, gradient, into=again)))
     np.testing.assert_array_equal(again, into)
-    run(successor.forget_marks([LEASE]))
+    run(successor.forget_marks(Finished(0, frozenset([LEASE]))))
     assert run(successor.applied(LEASE)) == -1
 
 
@@ -321,3 +331,53 @@ def test_error_of_one_shard_goes_through(actors: LocalActors) -> None:
     server = ParameterServer(directory, actors.caller)
     with pytest.raises(ActorLostError, match="shard 1 on tcp://local"):
         actors.caller.run(server.write("a", random_vector("a")))
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_sparse_exchange_over_shards(actors: LocalActors, n_shards: int) -> None:
+    """Compact vectors both ways, cut at the borders of pieces; only their bytes travel."""
+    x, run = random_vector("x"), actors.caller.run
+    server = begin_updates(actors, n_shards, x)
+    pushed = Selection(np.array([[5, 9], [BLOCK - 2, BLOCK + 3], [3 * BLOCK, 3 * BLOCK + 77]]))
+    wanted = Selection(np.array([[0, 7], [BLOCK + 2, 2 * BLOCK + 1]]))
+    compact, into = pushed.take(random_vector("g")), np.empty(wanted.n_elements, np.float32)
+    sent = server.sent_bytes
+    done = run(server.exchange(asked(0, compact, push_selection=pushed, into=into, fetch_selection=wanted)))
+    expected = x.copy()
+    pushed.put(pushed.take(x) - compact, expected)
+    np.testing.assert_array_equal(into, wanted.take(expected))
+    everything = np.empty_like(x)
+    run(server.read(VALUES, everything))
+    np.testing.assert_array_equal(everything, expected)
+    assert (done.pushed_bytes, done.fetched_bytes) == (compact.nbytes, into.nbytes)
+    assert server.sent_bytes - sent == compact.nbytes
+    # A piece of which nothing was pushed has had an update all the same.
+    assert done.versions == (1,) * server.n_pieces
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_bases_go_to_their_pieces(actors: LocalActors, n_shards: int) -> None:
+    """Each piece counts by its own number of updates; shards tell of theirs, in order."""
+    server, run = begin_updates(actors, n_shards, random_vector("x")), actors.caller.run
+    gradient = random_vector("g")
+    for step in range(3):
+        run(server.exchange(asked(step, gradient, bases=(step,) * 4)))
+    run(server.exchange(asked(3, gradient, bases=(0, 1, 2, 3))))
+    counts = run(server.counts())
+    assert [each.shard for each in counts] == list(range(n_shards))
+    assert sum(sum(each.staleness[age] for each in counts) for age in (1, 2, 3)) == 3
+    assert sum(each.staleness[0] for each in counts) == 3 * 4 + 1
+
+
+def test_logs_come_by_piece(actors: LocalActors) -> None:
+    """In the order of the whole vector, each exchange told once."""
+    updates = UpdateSpec(SGD(1.0), is_recorded=True)
+    server, run = deploy(actors, shard_ranges(N_PARAMETERS, 2), updates=updates), actors.caller.run
+    run(server.write(VALUES, random_vector("x")))
+    run(server.begin_updates())
+    run(server.exchange(asked(0, random_vector("g"))))
+    logs = run(server.take_logs())
+    assert [[(each.replica, each.first, each.last, each.is_taken) for each in log] for log in logs] == [
+        [("a", 0, 0, True)]
+    ] * 2
+    assert run(server.take_logs()) == [[], []]

@@ -92,7 +92,7 @@ def spec_of(**changes: Any) -> DeploymentSpec:
         "penalised": None,
         "n_shards": None,
         "n_replicas": None,
-        "rule": None,
+        "updates": None,
         "hub": Desk,
         "hub_arguments": ("hello",),
         "replica": replica,

@@ -16,6 +16,7 @@ from dask_belief.optim.rules import SGD
 from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.executor import PlainBatchExecutor, blocks
 from dask_belief.parameter_server.messages import BeginSum, EndSum
+from dask_belief.parameter_server.updates import UpdateSpec
 from dask_belief.seeds import stream
 from tests.parameter_server.local_actors import LocalActors, deploy
 
@@ -66,7 +67,7 @@ def actors(request: pytest.FixtureRequest) -> Iterator[LocalActors]:
 @pytest.fixture
 def server(actors: LocalActors) -> ParameterServer:
     """One shard with an evaluation open at ``x``."""
-    server = deploy(actors, [range(N_FEATURES)], rule=SGD(1.0))
+    server = deploy(actors, [range(N_FEATURES)], updates=UpdateSpec(SGD(1.0)))
     actors.caller.run(server.write("x", np.array([1.0, 2.0, 3.0], np.float32)))
     actors.caller.run(server.execute(BeginSum(1, "x", N_UNITS)))
     return server

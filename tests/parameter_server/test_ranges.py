@@ -44,7 +44,7 @@ def test_impossible_number_of_shards_is_refused(n_parameters: int, n_shards: int
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_pieces_cover_a_shard(dtype: str) -> None:
-    """Pieces follow one another over the shard, each of whole blocks and of at most 32 MiB, and no fewer would do."""
+    """Pieces follow one another over the shard, each of whole blocks and of at most 16 MiB, and no fewer would do."""
     shard = range(5 * BLOCK, 300 * BLOCK + 17)
     cut = pieces(shard, dtype)
     assert (cut[0].start, cut[-1].stop) == (shard.start, shard.stop)

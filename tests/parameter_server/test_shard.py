@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dask_belief.binary_tree import Node
 from dask_belief.errors import ArgumentError, StaleError
 from dask_belief.optim.rules import SGD, Adagrad, Momentum, Rule
+from dask_belief.parameter_server.consistency import Synchronous
 from dask_belief.parameter_server.messages import (
     Absolutes,
     Align,
@@ -21,6 +22,7 @@ from dask_belief.parameter_server.messages import (
     Dot,
     Drop,
     EndSum,
+    Finished,
     FirstHessian,
     LeaseKey,
     MaxNorm,
@@ -29,9 +31,11 @@ from dask_belief.parameter_server.messages import (
     PseudoGradient,
     PushKey,
     SquaredPenalty,
+    StepKey,
     Swap,
 )
-from dask_belief.parameter_server.shard import STATE, VALUES, Shard, ShardSpec
+from dask_belief.parameter_server.shard import Shard, ShardSpec
+from dask_belief.parameter_server.updates import STATE, VALUES, UpdateSpec
 from dask_belief.parameter_server.vectors import join_nodes
 from dask_belief.seeds import stream
 
@@ -52,14 +56,23 @@ def batch_shard(penalised: np.ndarray | None = None, **named: Any) -> Shard:
 
 def update_shard(rule: Rule, initial: np.ndarray | None = None) -> Shard:
     """A Downpour shard that is ready for updates."""
-    shard = Shard(ShardSpec(GENERATION, 0, range(LENGTH), LENGTH, "float64", rule=rule))
+    shard = Shard(ShardSpec(GENERATION, 0, range(LENGTH), LENGTH, "float64", updates=UpdateSpec(rule)))
     shard.write(GENERATION, VALUES, 0, np.arange(LENGTH, dtype=np.float64) if initial is None else initial)
     shard.begin_updates(GENERATION)
     return shard
 
 
+def exchange(
+    shard: Shard, key: PushKey | None, gradient: np.ndarray | None, fetch: Any = False, offset: int = 0
+) -> tuple[int, np.ndarray | None]:
+    """What replica "a" asks of the piece that begins at `offset`."""
+    at = StepKey(LEASE if key is None else key.lease, 0 if key is None else key.last + 1)
+    length = LENGTH if gradient is None else len(gradient)
+    return shard.exchange(GENERATION, "a", at, key, 0, offset, length, gradient, None, fetch)
+
+
 def push(shard: Shard, first: int, last: int, gradient: np.ndarray, lease: LeaseKey = LEASE, offset: int = 0) -> int:
-    n_updates, values = shard.exchange(GENERATION, PushKey(lease, first, last), offset, len(gradient), gradient, False)
+    n_updates, values = exchange(shard, PushKey(lease, first, last), gradient, offset=offset)
     assert values is None
     return n_updates
 
@@ -88,7 +101,7 @@ def test_replies_are_copies() -> None:
     initial = np.ones(LENGTH)
     shard = update_shard(Adagrad(0.1), initial)
     initial[:] = 99
-    _, exchanged = shard.exchange(GENERATION, None, 0, LENGTH, None, True)
+    _, exchanged = exchange(shard, None, None, fetch=True)
     saved = shard.save(GENERATION, 0, LENGTH)
     shard.execute(GENERATION, 0, (BeginSum(1, VALUES, 1),))
     taken = [
@@ -120,11 +133,14 @@ def test_replies_are_copies() -> None:
         lambda shard, generation: shard.fetch(generation, 0, 0, 1),
         lambda shard, generation: shard.add(generation, 0, Node(0, 0), 0, np.zeros(1)),
         lambda shard, generation: shard.begin_updates(generation),
-        lambda shard, generation: shard.exchange(generation, None, 0, 1, None, True),
+        lambda shard, generation: shard.exchange(generation, "a", (LEASE, 0), None, 0, 0, 1, None, None, True),
         lambda shard, generation: shard.applied(generation, LEASE, 1),
         lambda shard, generation: shard.save(generation, 0, 1),
         lambda shard, generation: shard.restore(generation, 0, shard.save(GENERATION, 0, 1)),
-        lambda shard, generation: shard.forget_marks(generation, []),
+        lambda shard, generation: shard.forget_marks(generation, Finished(0, frozenset())),
+        lambda shard, generation: shard.counts(generation),
+        lambda shard, generation: shard.take_log(generation, 0),
+        lambda shard, generation: shard.state_names(generation),
     ],
 )
 @pytest.mark.parametrize("generation", [GENERATION - 1, GENERATION + 1])
@@ -339,7 +355,7 @@ def test_pushes_apply_the_rule(rule: Rule) -> None:
     state = rule.init(expected)
     for step, gradient in enumerate(gradients(4)):
         assert push(shard, step, step, gradient) == step + 1
-        rule.apply(expected, gradient, state, rule.learning_rate)
+        rule.apply(expected, gradient, state, step)
     np.testing.assert_array_equal(everything(shard), expected)
     for name, vector in state.items():
         np.testing.assert_array_equal(shard.read(GENERATION, STATE + name, 0, LENGTH), vector)
@@ -352,7 +368,7 @@ def test_push_twice_counts_once() -> None:
     assert push(shard, 0, 1, one) == 1
     assert push(shard, 2, 2, one) == 2
     assert push(shard, 0, 1, one) == 2
-    n_updates, values = shard.exchange(GENERATION, PushKey(LEASE, 2, 2), 0, LENGTH, one, True)
+    n_updates, values = exchange(shard, PushKey(LEASE, 2, 2), one, fetch=True)
     assert n_updates == 2
     np.testing.assert_array_equal(values, -2 * one)
 
@@ -424,7 +440,7 @@ def test_saved_shard_goes_on_exactly(rule: Rule) -> None:
 
     push_to(old, 0, first)
     push_to(old, 1, second)
-    new = Shard(ShardSpec(GENERATION, 0, range(LENGTH), LENGTH, "float64", rule=rule))
+    new = Shard(ShardSpec(GENERATION, 0, range(LENGTH), LENGTH, "float64", updates=UpdateSpec(rule)))
     for offset, length in pieces:
         new.restore(GENERATION, offset, old.save(GENERATION, offset, length))
     assert new.applied(GENERATION, LEASE, 2) == 1
@@ -448,7 +464,7 @@ def test_forgotten_marks_are_gone_and_others_stay() -> None:
     push(shard, 0, 2, np.ones(LENGTH))
     push(shard, 0, 2, np.ones(LENGTH), lease=other)
     plain: Any = tuple(LEASE)
-    shard.forget_marks(GENERATION, [plain])
+    shard.forget_marks(GENERATION, Finished(0, frozenset([plain])))
     assert shard.save(GENERATION, 0, LENGTH).marks == {other: 2}
 
 
@@ -456,7 +472,7 @@ def test_push_of_a_forgotten_lease_is_dropped() -> None:
     """A replica that froze before its first push, and woke after others did its work, changes nothing."""
     shard = update_shard(SGD(1.0), np.zeros(LENGTH))
     push(shard, 0, 2, np.ones(LENGTH))
-    shard.forget_marks(GENERATION, [LEASE])
+    shard.forget_marks(GENERATION, Finished(0, frozenset([LEASE])))
     push(shard, 0, 0, np.ones(LENGTH))
     push(shard, 3, 3, np.ones(LENGTH))
     np.testing.assert_array_equal(everything(shard), -np.ones(LENGTH))
@@ -467,3 +483,64 @@ def test_updates_need_a_rule() -> None:
     shard = batch_shard(**{VALUES: np.zeros(LENGTH)})
     with pytest.raises(StaleError, match="has no rule"):
         shard.begin_updates(GENERATION)
+
+
+def test_counts_tell_of_updates_and_bytes() -> None:
+    """How many updates and dropped pushes there were, the bytes both ways, and the rate of the next update."""
+    shard = update_shard(SGD(0.5))
+    push(shard, 0, 0, np.ones(LENGTH))
+    push(shard, 0, 0, np.ones(LENGTH))
+    exchange(shard, None, None, fetch=True)
+    counts = shard.counts(GENERATION)
+    assert (counts.shard, counts.n_updates, counts.n_dropped, counts.rate) == (0, 1, 1, 0.5)
+    assert (counts.received_bytes, counts.sent_bytes) == (2 * 8 * LENGTH, 8 * LENGTH)
+    assert sum(counts.staleness) == 1
+    assert counts.busy_seconds >= 0
+
+
+def test_sparse_exchange_moves_what_is_named() -> None:
+    """Compact both ways: ranges of a push, and ranges of a fetch."""
+    shard = update_shard(SGD(1.0), np.zeros(LENGTH))
+    runs, wanted = np.array([[0, 2], [5, 6]]), np.array([[1, 3]])
+    at, key = StepKey(LEASE, 1), PushKey(LEASE, 0, 0)
+    n_updates, values = shard.exchange(GENERATION, "a", at, key, 0, 0, LENGTH, np.array([1.0, 2.0, 3.0]), runs, wanted)
+    assert n_updates == 1
+    np.testing.assert_array_equal(values, [-2, 0])
+    np.testing.assert_array_equal(everything(shard), [-1, -2, 0, 0, 0, -3])
+
+
+def test_keys_may_arrive_as_plain_tuples() -> None:
+    """Those of pushes, places and rounds."""
+    shard = Shard(
+        ShardSpec(GENERATION, 0, range(2), 2, "float64", updates=UpdateSpec(SGD(1.0), staleness=Synchronous()))
+    )
+    shard.write(GENERATION, VALUES, 0, np.zeros(2))
+    shard.begin_updates(GENERATION)
+    key: Any = ((0, 7), 0, 0)
+    at: Any = ((0, 7), 1)
+    shard.exchange(GENERATION, "a", at, key, 0, 0, 2, np.ones(2), None, False)
+    closed: Any = (0, (key,), ())
+    n_updates, values = shard.exchange(GENERATION, "a", at, None, 0, 0, 2, None, None, True, closed)
+    assert n_updates == 1
+    np.testing.assert_array_equal(values, [-1, -1])
+    assert shard.applied(GENERATION, LEASE, 1) == 0
+
+
+def test_refused_push_names_the_shard() -> None:
+    """Context for whoever reads the replica's log."""
+    with pytest.raises(StaleError, match=r"^shard 0: a push of mini-batches 3 to 3"):
+        push(update_shard(SGD(1.0)), 3, 3, np.ones(LENGTH))
+
+
+def test_frozen_shard_takes_no_more_exchanges() -> None:
+    """The training is over: its values, state and marks may still be read, and stay as they are."""
+    shard = update_shard(SGD(1.0), np.zeros(LENGTH))
+    push(shard, 0, 0, np.ones(LENGTH))
+    with pytest.raises(StaleError, match=f"generation {GENERATION + 1} was named"):
+        shard.freeze(GENERATION + 1)
+    shard.freeze(GENERATION)
+    for key, gradient in ((PushKey(LEASE, 1, 1), np.ones(LENGTH)), (None, None)):
+        with pytest.raises(StaleError, match="the training is over; a came too late"):
+            exchange(shard, key, gradient, fetch=True)
+    np.testing.assert_array_equal(everything(shard), -np.ones(LENGTH))
+    assert shard.save(GENERATION, 0, LENGTH).marks == {LEASE: 0}

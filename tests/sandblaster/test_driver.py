@@ -438,7 +438,7 @@ def test_deployment_is_made_of_the_options() -> None:
         spec = driver._deployment_spec()
         replica: Any = spec.replica_spec(scene.deployment.directory, "coordinator")
     assert spec.hub_arguments == (2, 6, 0.0)
-    assert (spec.n_shards, spec.rule, spec.n_replicas, spec.method) == (3, None, None, "Sandblaster L-BFGS")
+    assert (spec.n_shards, spec.updates, spec.n_replicas, spec.method) == (3, None, None, "Sandblaster L-BFGS")
     np.testing.assert_array_equal(spec.penalised, [True, False, True, True])
     assert (replica.cache_bytes, replica.plan, replica.coordinator) == (77, driver._plan, "coordinator")
 

@@ -8,10 +8,11 @@ from typing import Any
 from dask_belief.errors import ArgumentError
 from dask_belief.models.layers.base import Layer, Workspace
 from dask_belief.models.layers.dense import Dense
+from dask_belief.models.layers.embedding import Embedding
 
-__all__ = ["LAYERS", "Dense", "Layer", "Workspace", "layer_from_config"]
+__all__ = ["LAYERS", "Dense", "Embedding", "Layer", "Workspace", "layer_from_config"]
 
-LAYERS: dict[str, type[Layer]] = {layer.kind: layer for layer in (Dense,)}
+LAYERS: dict[str, type[Layer]] = {layer.kind: layer for layer in (Dense, Embedding)}
 """Kind to class: what a configuration may name."""
 
 

@@ -45,8 +45,9 @@ class Layer(ABC):
     Conventions
     -----------
     Shapes are those of one row; arrays have the rows in front: ``(n_rows, *shape)``. All arrays of a call share one
-    dtype. Gradients are sums over rows. `parameters` and `gradients` hold views into flat vectors by the names of
-    `parameter_shapes`. Arrays that come from `workspace` are valid until the layer's next call in this thread.
+    dtype, but for ids, which are int64. Gradients are sums over rows. `parameters` and `gradients` hold views into flat
+    vectors by the names of `parameter_shapes`. Arrays that come from `workspace` are valid until the layer's next call
+    in this thread.
 
     A layer is a frozen dataclass whose fields are plain JSON, and `kind` names it in a configuration.
     """
@@ -100,7 +101,7 @@ class Layer(ABC):
         parameters
             As in `forward`.
         gradients
-            Written, not added to.
+            Written, not added to; by an `Embedding` only in the rows that the inputs choose.
         inputs, outputs
             What `forward` took and gave; the last layer's outputs only where `needs_outputs`.
         delta
