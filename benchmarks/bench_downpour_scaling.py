@@ -13,7 +13,7 @@ replicas do at least 1.7 times the rows a second of one on one worker. All in tu
 root of the repository, with the environment's OPENBLAS_* settings out of the way::
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python -m benchmarks.bench_downpour_scaling \
-        --json benchmarks/results/downpour-scaling.json
+        --json benchmarks/results/downpour_scaling.json
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ All in turns; the least of each counts, for what disturbs only adds. From the ro
 environment's OPENBLAS_* settings out of the way::
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python -m benchmarks.bench_large_model \
-        --json benchmarks/results/large-model.json
+        --json benchmarks/results/large_model.json
 """
 
 from __future__ import annotations
