@@ -171,8 +171,9 @@ class Courier:
         traffic.fetched_bytes += done.fetched_bytes
         if first.pushed is not None:
             traffic.n_pushes += 1
-            ages = (now - 1 - base for now, base in zip(done.versions, ask.bases, strict=True))
-            traffic.staleness_sum += max(0, *ages)
+            # What a piece had had when the push came: the push itself is counted in its version.
+            staleness = (version - 1 - base for version, base in zip(done.versions, ask.bases, strict=True))
+            traffic.staleness_sum += max(0, *staleness)
             self.give_back(first.pushed)
         if first.fetched is not None:
             traffic.n_fetches += 1
