@@ -37,7 +37,9 @@ from benchmarks.noted_network import NotedNetwork, noted, shards_on_the_last_wor
 from benchmarks.record import Record
 from dask_belief.cluster.actors import ActorHost, Caller
 from dask_belief.cluster.replicas import stand_aside
-from dask_belief.parameter_server.client import Directory, Exchange, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory
+from dask_belief.parameter_server.exchange import Exchange
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.shard import Shard, ShardSpec
 from dask_belief.parameter_server.updates import VALUES, UpdateSpec
@@ -130,7 +132,7 @@ def by_server(network: db.Network) -> dict[str, float]:
         with closing(ActorHost(client, "large-model")) as host:
             spec = ShardSpec(0, 0, range(n_parameters), n_parameters, "float32", None, UpdateSpec(RULE, 1))
             shard = host.spawn(Shard, "shard 0", last, spec)
-            host.ready()
+            host.ready([shard])
             directory = Directory(0, n_parameters, "float32", (shard,), (range(n_parameters),))
             return client.submit(from_worker, directory, workers=[first], pure=False).result()
 

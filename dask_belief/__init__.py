@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dask_belief.backend import get_backend as get_backend
+    from dask_belief.checkpoint import Checkpoint as Checkpoint
+    from dask_belief.cluster.detached import DetachedRun as DetachedRun
+    from dask_belief.cluster.detached import attach as attach
+    from dask_belief.cluster.limits import Limits as Limits
+    from dask_belief.cluster.retiring import retire_workers as retire_workers
     from dask_belief.data.dataset import ArrayDataset as ArrayDataset
     from dask_belief.data.dataset import Dataset as Dataset
     from dask_belief.data.write import write_dataset as write_dataset
@@ -20,9 +25,11 @@ if TYPE_CHECKING:
     from dask_belief.errors import ActorLostError as ActorLostError
     from dask_belief.errors import ArgumentError as ArgumentError
     from dask_belief.errors import CallTimeoutError as CallTimeoutError
+    from dask_belief.errors import CheckpointError as CheckpointError
     from dask_belief.errors import ClusterError as ClusterError
     from dask_belief.errors import DaskBeliefError as DaskBeliefError
     from dask_belief.errors import DataError as DataError
+    from dask_belief.errors import DoesNotFitError as DoesNotFitError
     from dask_belief.errors import EmptyDataError as EmptyDataError
     from dask_belief.errors import MissingStoreError as MissingStoreError
     from dask_belief.errors import NoGPU as NoGPU
@@ -56,10 +63,15 @@ if TYPE_CHECKING:
     from dask_belief.result import TrainingResult as TrainingResult
     from dask_belief.result import load_result as load_result
     from dask_belief.sandblaster.config import Sandblaster as Sandblaster
+    from dask_belief.training import resume as resume
     from dask_belief.training import train as train
 
 _HOMES = {
     "backend": ("get_backend",),
+    "cluster.detached": ("DetachedRun", "attach"),
+    "cluster.limits": ("Limits",),
+    "cluster.retiring": ("retire_workers",),
+    "checkpoint": ("Checkpoint",),
     "data.dataset": ("ArrayDataset", "Dataset"),
     "data.write": ("write_dataset",),
     "data.zarr_dataset": ("ZarrDataset",),
@@ -69,9 +81,11 @@ _HOMES = {
         "ActorLostError",
         "ArgumentError",
         "CallTimeoutError",
+        "CheckpointError",
         "ClusterError",
         "DaskBeliefError",
         "DataError",
+        "DoesNotFitError",
         "EmptyDataError",
         "MissingStoreError",
         "NoGPU",
@@ -92,7 +106,7 @@ _HOMES = {
     "parameter_server.consistency": ("ElasticAveraging", "MaxStaleness", "ScaleByStaleness", "Synchronous"),
     "result": ("TrainingResult", "load_result"),
     "sandblaster.config": ("Sandblaster",),
-    "training": ("train",),
+    "training": ("resume", "train"),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}
 

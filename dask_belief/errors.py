@@ -7,7 +7,8 @@
     ├── DataError (ValueError)            what a store or an array holds cannot be trained on
     │   ├── MissingStoreError             there is no such store, or it lacks an array
     │   ├── EmptyDataError                there are no rows
-    │   └── NonFiniteDataError            inputs or targets hold NaN or infinity
+    │   ├── NonFiniteDataError            inputs or targets hold NaN or infinity
+    │   └── CheckpointError               a checkpoint is damaged, incomplete, foreign or of a newer version
     ├── NoGPU (RuntimeError)              CuPy was asked for by name and cannot be used
     ├── NonFiniteError (ArithmeticError)  a loss or a gradient is NaN or infinite; says in which rows
     ├── ReplicaError                      the objective raised inside a replica
@@ -15,7 +16,9 @@
     │   ├── NoWorkersError                the cluster has no worker (left) to train on
     │   ├── CallTimeoutError (TimeoutError)  a call to an actor took longer than its limit
     │   ├── ActorLostError                the worker of a shard, a coordinator or a ledger is gone
-    │   └── StaleError                    a message of another run, or of an older generation
+    │   ├── DoesNotFitError               what a run needs is more than a worker's memory
+    │   └── StaleError                    a message of another run, evaluation or lease was refused
+    │       └── OldDirectoryError         a message was sent by an old list of shards; a newer one is there, or will be
     └── NoProgressError                   nothing was finished for longer than the stated limit
 
 A message has three parts: what was asked, what was found, what to do.
@@ -62,6 +65,10 @@ class NonFiniteDataError(DataError):
     """Inputs or targets hold NaN or infinity."""
 
 
+class CheckpointError(DataError):
+    """A checkpoint is damaged, incomplete, not ours or written by a newer version; the message names the one before."""
+
+
 class NoGPU(DaskBeliefError, RuntimeError):
     """CuPy was asked for by name and cannot be used on this machine; the message says why."""
 
@@ -90,8 +97,16 @@ class ActorLostError(ClusterError):
     """The worker of a shard, a coordinator or a ledger is gone, and its state with it."""
 
 
+class DoesNotFitError(ClusterError):
+    """What a run needs is more than the memory of a worker; the message holds the numbers."""
+
+
 class StaleError(ClusterError):
-    """A message of another run or of an older generation was refused."""
+    """A message of another run, evaluation or lease was refused."""
+
+
+class OldDirectoryError(StaleError):
+    """A message was sent by an old list of shards: a shard has been replaced since, or is about to be."""
 
 
 class NoProgressError(DaskBeliefError):

@@ -1,13 +1,16 @@
 """Sums over a data set at parameters that the shards hold: validation, and the training loss at the end.
 
 Ordinary short Dask tasks, beside the replicas, which hold no task slot: each fetches the vector named `SNAPSHOT`, and
-sums over a part of the rows. The parts follow from the number of rows alone, and are added in order.
+sums over a part of the rows. The parts follow from the number of rows alone, and are added in order. Each is pinned to
+a worker: one that Dask may place waits for ever when it is placed on a worker that has frozen.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +18,15 @@ from distributed import Client, Future, get_worker
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import Caller
-from dask_belief.cluster.futures import let_go, wait_for
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.futures import is_loss, let_go, wait_for
+from dask_belief.cluster.limits import Limits, limited_by, limits
+from dask_belief.cluster.replicas import NO_WORKER_SECONDS
 from dask_belief.data.dataset import Dataset
-from dask_belief.errors import CallTimeoutError, ClusterError, ReplicaError
+from dask_belief.errors import CallTimeoutError, ClusterError, NoWorkersError, ReplicaError
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.objective import Objective, evaluation_sums
-from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,8 @@ class PartSpec:
         What is evaluated, where its parameters are, and on what it is computed.
     start, stop
         The rows.
+    limits
+        Of the run.
     """
 
     objective: Objective
@@ -50,6 +57,7 @@ class PartSpec:
     backend: str
     start: int
     stop: int
+    limits: Limits
 
 
 def evaluate_part(spec: PartSpec, dataset: Dataset) -> dict[str, float]:
@@ -61,7 +69,8 @@ def evaluate_part(spec: PartSpec, dataset: Dataset) -> dict[str, float]:
     caller = Caller.of_worker(get_worker())
     dtype = np.dtype(spec.directory.dtype)
     vector = np.empty(spec.directory.n_parameters, dtype)
-    caller.run(ParameterServer(spec.directory, caller).read(SNAPSHOT, vector))
+    with limited_by(spec.limits):
+        caller.run(ParameterServer(spec.directory, caller).read(SNAPSHOT, vector))
     parameters = backend.asarray(vector)
     total = MetricSums()
     step = max(1, min(4096, _BLOCK_BYTES // max(1, dataset.row_bytes(dtype))))
@@ -76,6 +85,18 @@ def evaluate_part(spec: PartSpec, dataset: Dataset) -> dict[str, float]:
                     f"{start + len(inputs) - 1}. Call its evaluate(), or loss_and_gradient(), on these rows to see it."
                 ) from error
     return {"rows": total.rows, **total.sums}
+
+
+@dataclass
+class _Part:
+    """Some rows of an evaluation that is under way; `sums` once they are there."""
+
+    start: int
+    stop: int
+    worker: str
+    future: Future[dict[str, float]]
+    n_attempts: int = 1
+    sums: dict[str, float] | None = None
 
 
 class Evaluation:
@@ -100,90 +121,188 @@ class Evaluation:
         self._backend = backend
         self._prefix = f"{what}-{run}"
         self._numbers = itertools.count()
-        self._futures: list[Future[dict[str, float]]] = []
-        self._sent: Future[Dataset] | None = None
+        self._parts: list[_Part] = []
+        # The workers that parts may go to, the next one first, and the data set on those that have had one.
+        self._workers: list[str] = []
+        self._sent: dict[str, Future[Dataset]] = {}
         self._directory: Directory | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether an evaluation is under way."""
-        return bool(self._futures)
+        return bool(self._parts)
 
-    def start(self, directory: Directory) -> None:
-        """Begin to evaluate at the vector `SNAPSHOT` of the shards, which must stay as it is meanwhile."""
-        self._directory = directory
-        number = next(self._numbers)
-        if self._sent is None or self._sent.status != "finished":
-            # Sent once, and again when the worker that held it is gone.
-            [self._sent] = self._client.scatter([self._dataset], hash=False, timeout=LIMITS.start_seconds)
+    def start(self, directory: Directory, workers: Sequence[str]) -> None:
+        """Begin to evaluate at the vector `SNAPSHOT` of the shards, which must stay as it is meanwhile.
+
+        Parameters
+        ----------
+        directory
+            Where the shards are.
+        workers
+            Those that are there; the parts go to them in turn, and the data set to each that gets one, once.
+
+        Raises
+        ------
+        NoWorkersError
+            When none of the workers takes the data set.
+        """
+        self.drop()
+        self._directory, self._workers = directory, list(workers)
         n_rows, chunk = self._dataset.n_rows, self._dataset.chunk_rows
         n_chunks = -(-n_rows // chunk)
         n_parts = min(_MAX_PARTS, n_chunks)
         borders = [n_chunks * part // n_parts * chunk for part in range(n_parts)] + [n_rows]
-        self._futures = [
-            self._client.submit(
+        for start, stop in itertools.pairwise(borders):
+            worker, future = self._submit(start, stop)
+            self._parts.append(_Part(start, stop, worker, future))
+
+    def _submit(self, start: int, stop: int) -> tuple[str, Future[dict[str, float]]]:
+        """Begin a part on the worker whose turn it is."""
+        assert self._directory is not None
+        while self._workers:
+            worker = self._workers[0]
+            try:
+                sent = self._sent_to(worker)
+            except (KeyError, OSError) as error:
+                logger.warning("%s: worker %s takes no data: %r", self._prefix, worker, error)
+                self._workers.remove(worker)
+                continue
+            self._workers.append(self._workers.pop(0))
+            spec = PartSpec(self._objective, self._directory, self._backend, start, stop, limits())
+            future = self._client.submit(
                 evaluate_part,
-                PartSpec(self._objective, directory, self._backend, start, stop),
-                self._sent,
-                key=f"{self._prefix}-{number}-{start}",
+                spec,
+                sent,
+                key=f"{self._prefix}-{next(self._numbers)}-{start}",
+                workers=[worker],
+                allow_other_workers=False,
                 pure=False,
             )
-            for start, stop in itertools.pairwise(borders)
-        ]
+            return worker, future
+        self.drop()
+        raise NoWorkersError(f"{self._prefix}: no worker is left to evaluate on. Start workers.")
+
+    def _sent_to(self, worker: str) -> Future[Dataset]:
+        if worker not in self._sent or self._sent[worker].status != "finished":
+            [self._sent[worker]] = self._client.scatter(
+                [self._dataset], workers=[worker], hash=False, timeout=NO_WORKER_SECONDS
+            )
+        return self._sent[worker]
+
+    def lose(self, worker: str) -> None:
+        """Give the parts of a worker that is gone or frozen to others; where none takes them, all is forgotten."""
+        self._workers = [other for other in self._workers if other != worker]
+        if worker in self._sent:
+            let_go(self._client, [self._sent.pop(worker)])
+        try:
+            for part in list(self._parts):
+                if part.worker == worker and part.sums is None:
+                    self._move(part)
+        except ClusterError as error:
+            logger.warning("forgotten: %s", error)
+            self.drop()
+
+    def _move(self, part: _Part) -> None:
+        """Begin a part anew on another worker."""
+        if part.n_attempts == _ATTEMPTS:
+            self.drop()
+            raise ClusterError(f"{self._prefix} was lost with a worker {_ATTEMPTS} times. Look at the workers' logs.")
+        let_go(self._client, [part.future])
+        part.n_attempts += 1
+        part.worker, part.future = self._submit(part.start, part.stop)
 
     def poll(self) -> MetricSums | None:
         """The sums once all parts are there, else None; raises what a part raised.
 
-        A part that was lost with the worker that held the data set makes the whole be forgotten.
+        A part that Dask says is lost goes to another worker.
         """
-        if not self._futures or not all(future.done() for future in self._futures):
-            return None
-        futures, self._futures = self._futures, []
         try:
-            if any(future.cancelled() for future in futures):
-                logger.info("%s was lost with a worker", self._prefix)
-                return None
-            total = MetricSums()
-            for future in futures:
-                total.add(future.result(timeout=LIMITS.call_seconds))
-            return total
-        finally:
-            let_go(self._client, futures)
+            for part in list(self._parts):
+                self._take(part)
+        except BaseException:
+            self.drop()
+            raise
+        if not self._parts or any(part.sums is None for part in self._parts):
+            return None
+        total = MetricSums()
+        for part in self._parts:
+            assert part.sums is not None
+            total.add(part.sums)
+        self.drop()
+        return total
 
-    def finish(self) -> MetricSums:
-        """Wait for the sums of the evaluation under way; begins again when it is lost with a worker.
+    def _take(self, part: _Part) -> None:
+        """Take the sums of a part that has ended."""
+        if part.sums is not None or not part.future.done():
+            return
+        try:
+            # A short wait: what has ended is a small message away, unless its worker has frozen since.
+            part.sums = part.future.result(timeout=limits().connect_seconds)
+        except TimeoutError:
+            if part.future.status == "error":
+                raise
+            logger.info("%s: worker %s does not hand over its part", self._prefix, part.worker)
+        except BaseException as error:
+            if not is_loss(error):
+                raise
+            logger.info("%s: a part was lost with worker %s", self._prefix, part.worker)
+            self._move(part)
+
+    def finish(self, there: Callable[[], Collection[str]] | None = None) -> MetricSums:
+        """Wait for the sums of the evaluation under way.
+
+        Parameters
+        ----------
+        there
+            Gives the workers that are there; it is asked now and then, and the parts of others are begun anew. None
+            when the caller has no word of workers.
 
         Raises
         ------
         CallTimeoutError
             When it does not end within the limit.
         ClusterError
-            When it is lost again and again.
+            When it is lost again and again, or no worker is left.
         """
-        for _ in range(_ATTEMPTS):
-            try:
-                wait_for(self._futures, LIMITS.no_progress_seconds)
-            except TimeoutError as error:
+        if not self._parts:
+            raise ClusterError(f"{self._prefix}: finish() was called without an evaluation under way.")
+        limit_seconds, look_seconds = limits().no_progress_seconds, limits().watch_seconds
+        until = time.monotonic() + limit_seconds
+        while (sums := self.poll()) is None:
+            if time.monotonic() > until:
+                on = sorted({part.worker for part in self._parts if part.sums is None})
                 self.drop()
                 raise CallTimeoutError(
-                    f"{self._prefix} was not finished within {LIMITS.no_progress_seconds:g} seconds."
-                ) from error
-            if (sums := self.poll()) is not None:
-                return sums
-            if self._directory is None:
-                raise ClusterError(f"{self._prefix}: finish() was called before start().")
-            self.start(self._directory)
-        self.drop()
-        raise ClusterError(f"{self._prefix} was lost with a worker {_ATTEMPTS} times. Look at the workers' logs.")
+                    f"{self._prefix} was not finished within {limit_seconds:g} seconds; parts are missing from {on}. "
+                    "Look at these workers in the dashboard."
+                )
+            self._wait(look_seconds)
+            if there is not None:
+                for worker in {*self._workers} - {*there()}:
+                    self.lose(worker)
+            if not self._parts:
+                raise ClusterError(f"{self._prefix} was lost with its workers. Look at their logs, or start others.")
+        return sums
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until the parts have ended, at most for so long."""
+        waiting = [part.future for part in self._parts if part.sums is None and not part.future.done()]
+        try:
+            wait_for(waiting, seconds)
+        except TimeoutError:
+            return
+        except BaseException as error:
+            if not is_loss(error):
+                raise
 
     def close(self) -> None:
         """Leave nothing under way, and let go of the data set."""
         self.drop()
-        if self._sent is not None:
-            let_go(self._client, [self._sent])
-            self._sent = None
+        let_go(self._client, self._sent.values())
+        self._sent.clear()
 
     def drop(self) -> None:
         """Forget the evaluation under way."""
-        let_go(self._client, self._futures)
-        self._futures = []
+        let_go(self._client, [part.future for part in self._parts])
+        self._parts = []

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from dask_belief.cluster.membership import Lost, Membership, wait_for_a_worker
+from dask_belief.checkpoint import Checkpoint, CheckpointStore, Loaded, SavedState
+from dask_belief.cluster.limits import Limits
+from dask_belief.cluster.membership import Lost, Membership
+from dask_belief.cluster.memory import memory_of_workers, memory_thresholds
+from dask_belief.cluster.placement import place
 from dask_belief.data.dataset import Dataset
-from dask_belief.errors import ActorLostError, ClusterError, DaskBeliefError
+from dask_belief.errors import ClusterError, DaskBeliefError
 from dask_belief.evaluation import Evaluation
-from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Validated, WorkerJoined, WorkerLost
+from dask_belief.memory_needs import Needs
+from dask_belief.memory_plan import MemoryPlan, placed_elsewhere, plan_memory, workers_of_run
+from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Saved, Validated, WorkerJoined, WorkerLost
 from dask_belief.monitoring.metrics import MetricSums
 from dask_belief.objective import Objective
 from dask_belief.optim.stopping import Stop, StopReason
-from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec, deployed
+from dask_belief.parameter_server.vault import SavedNow, Vault
+from dask_belief.share import Share
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +41,8 @@ Vector = NDArray[np.floating]
 _KEEPING_SHARE = 0.05
 _VALIDATING_SHARE = 0.2
 
-# What is lost with a generation is seldom worth less than this.
+# What is lost with the driver's copy is seldom worth less than this.
 _KEEPING_LEAST_SECONDS = 1.0
-
-# So many generations may be lost in a row, without any work finished, before the run gives up.
-_IDLE_GENERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,22 @@ class Facts:
         The sums of squared gradients that the run's beginning was found with, ``(n_parameters,)``; None for none.
     record
         The folder in which a Downpour run is recorded; None for no record.
+    checkpoint
+        Where the run saves itself, and how often; None for nowhere but in the memory of workers.
+    store
+        The same place, made ready for this run.
+    resumed
+        What the run goes on from; None to begin.
+    seconds_before
+        How long the run had lasted when it saved what it is resumed from.
+    description
+        What a checkpoint says of the run beside its state, as plain JSON.
+    carried
+        Vectors that are saved with each state, though the method does not change them, by name.
+    limits
+        How long the run waits for what.
+    history
+        Gives the events until now, as plain JSON, for a checkpoint.
     """
 
     name: str
@@ -72,6 +92,14 @@ class Facts:
     backend: str
     adagrad_sums: Vector | None = None
     record: Path | None = None
+    checkpoint: Checkpoint | None = None
+    store: CheckpointStore | None = None
+    resumed: Loaded | None = None
+    seconds_before: float = 0.0
+    description: Mapping[str, Any] = field(default_factory=dict)
+    carried: Mapping[str, Vector] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    history: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 
 @dataclass(frozen=True)
@@ -105,31 +133,6 @@ class Outcome:
     rule_state: dict[str, Vector] = field(default_factory=dict)
 
 
-class Share:
-    """Keeps something that is done now and then within a part of the run's time; pure.
-
-    Parameters
-    ----------
-    share
-        The part, between 0 and 1.
-    least_seconds
-        Between two of them, however little they cost.
-    """
-
-    def __init__(self, share: float, least_seconds: float = 0.0) -> None:
-        self._share = share
-        self._least_seconds = least_seconds
-        self._ready_at = 0.0
-
-    def is_due(self, now: float) -> bool:
-        """Whether enough time has passed since the last one."""
-        return now >= self._ready_at
-
-    def took(self, began: float, ended: float) -> None:
-        """Note what the last one cost."""
-        self._ready_at = ended + max((ended - began) * (1 - self._share) / self._share, self._least_seconds)
-
-
 class Run:
     """One run as its driver lives it.
 
@@ -148,15 +151,20 @@ class Run:
         The best parameters on the host: the initial ones at first.
     kinds
         What decides the last bits of replicas' results, each that was seen.
-    was_rebuilt
-        Whether a generation of actors was lost, and so what it had done since it was last kept.
+    was_set_back
+        Whether a loss took the run to where an unbroken one would not have been.
+    vault
+        What is saved of it.
     """
 
     def __init__(self, facts: Facts, callbacks: Callable[[Event], bool]) -> None:
         self.facts = facts
         self.best = facts.initial.copy()
         self.kinds: set[str] = set()
-        self.was_rebuilt = False
+        self.was_set_back = False
+        every_seconds = None if facts.checkpoint is None else facts.checkpoint.every_seconds
+        resumed = None if facts.resumed is None else facts.resumed.saved
+        self.vault = Vault(facts.name, facts.store, every_seconds, resumed, self._commit)
         self._callbacks = callbacks
         self._began = time.monotonic()
         self._should_stop = False
@@ -166,6 +174,7 @@ class Run:
         if facts.validation is not None:
             self._validation = self.evaluation(facts.validation, "validation")
         self._validated_at = (0.0, 0.0)
+        self._there: Callable[[], Collection[str]] | None = None
         self._means: dict[str, float] = {}
 
     @property
@@ -173,53 +182,75 @@ class Run:
         """Since the run began."""
         return time.monotonic() - self._began
 
-    def through_generations(
-        self,
-        spec: DeploymentSpec,
-        planned: tuple[float, str],
-        live: Callable[[Deployment], Outcome],
-        lost: Callable[[], str],
-    ) -> Outcome:
-        """Open one generation of actors after another until one lives to the end of the run.
+    @contextlib.contextmanager
+    def on_cluster(self, spec: DeploymentSpec, planned: tuple[float, str]) -> Iterator[Deployment]:
+        """Open the run's actors on the cluster, and close them whatever happens.
 
         Parameters
         ----------
         spec
-            What a generation is made of.
+            What they are.
         planned
             How much is to come, and in what it is counted, for those who show progress.
-        live
-            Trains on an open generation; ends with `ActorLostError` when it is lost.
-        lost
-            Says what the loss of a generation cost.
 
         Raises
         ------
         ClusterError
-            When several generations in a row were lost before any work was finished, or no worker comes back.
+            When the scheduler is gone, or actors are lost again and again.
         """
-        facts, idle = self.facts, 0
+        facts = self.facts
         with self._while_connected(), self._members() as membership:
             n_workers, n_parameters = len(membership.workers), facts.objective.n_parameters
             self.emit(RunStarted(spec.method, facts.dataset.n_rows, n_parameters, n_workers, *planned))
-            for generation in itertools.count():
-                idle += 1
+            with deployed(facts.client, spec, membership) as deployment:
                 try:
-                    with deployed(facts.client, spec, generation, membership) as deployment:
-                        try:
-                            return live(deployment)
-                        finally:
-                            self.note_changes(deployment)
-                            idle = 0 if deployment.has_progressed else idle
-                except ActorLostError as error:
-                    if idle > _IDLE_GENERATIONS:
-                        raise ClusterError(
-                            f"{idle} generations of the run were lost one after another without any work finished; the "
-                            f"last one: {error} Look at the workers' logs."
-                        ) from error
-                    self._note_rebuild(str(error), lost())
-                wait_for_a_worker(facts.client, membership)
-        raise AssertionError("itertools.count() has no end")
+                    yield deployment
+                finally:
+                    self.vault.give_up()
+                    self.note_changes(deployment)
+
+    def plan_memory(
+        self, needs: Callable[[int], Needs], ranges: Sequence[range], n_replicas: int | None, n_copies: int = 0
+    ) -> MemoryPlan:
+        """Reckon what the run needs on each worker, say so, and refuse what cannot fit.
+
+        Where it only fits without, nothing is saved in the memory of workers.
+
+        Parameters
+        ----------
+        needs
+            What the method needs with so many replicas.
+        ranges, n_replicas, n_copies
+            Of its shards, of replicas (None for one on every thread), and of copies of a shard.
+
+        Raises
+        ------
+        DoesNotFitError
+            When it is more than a worker has; holds the numbers.
+        """
+        memory = memory_of_workers(self.facts.client)
+        placement, lengths = place(list(memory), len(ranges)), [len(span) for span in ranges]
+        shards = list(zip(placement.shards, lengths, strict=True))
+        others = list(zip(placed_elsewhere(memory, placement.shards), lengths, strict=False))
+        shards += others[: len(others) * n_copies]
+
+        def planned(kept: Sequence[tuple[str, int]]) -> MemoryPlan:
+            workers = workers_of_run(memory, n_replicas, shards, placement.hub, kept)
+            return plan_memory(needs(sum(worker.n_replicas for worker in workers)), workers, memory_thresholds())
+
+        plan = planned([] if self.is_checkpointed else others)
+        if not plan.fits and not self.is_checkpointed and planned([]).fits:
+            logger.warning(
+                "saved states do not fit in the memory of the workers: a lost shard goes back to the driver's copy of "
+                "the parameters. Give checkpoint=, or more memory."
+            )
+            self.vault.is_able = False
+            plan = planned([])
+        plan.check()
+        logger.info("%s", plan)
+        if plan.warning:
+            logger.warning("%s", plan.warning)
+        return plan
 
     @contextlib.contextmanager
     def _members(self) -> Iterator[Membership]:
@@ -255,8 +286,8 @@ class Run:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether nothing has happened that a repetition would not have: mixed kinds, a lost generation."""
-        return len(self.kinds) <= 1 and not self.was_rebuilt
+        """Whether nothing has happened that a repetition would not have: mixed kinds, a loss that cost work."""
+        return len(self.kinds) <= 1 and not self.was_set_back
 
     def asked_to_stop(self, **numbers: float) -> Stop | None:
         """The reason to stop when a callback asked for it."""
@@ -272,15 +303,19 @@ class Run:
         for change in deployment.changes:
             kind = WorkerLost if isinstance(change, Lost) else WorkerJoined
             self.emit(kind(change.worker, self.seconds))
+            if isinstance(change, Lost) and self._validation is not None:
+                self._validation.lose(change.worker)
         deployment.changes.clear()
+        for reason, cost in deployment.rebuilt:
+            self.note_rebuild(reason, cost)
+        deployment.rebuilt.clear()
 
-    def _note_rebuild(self, reason: str, lost: str) -> None:
-        """Tell that a generation was lost and another is made; what it was validating is forgotten."""
-        logger.warning("%s Going on with new actors: %s.", reason, lost)
+    def note_rebuild(self, reason: str, lost: str, iteration: int | None = None, updates_lost: int = 0) -> None:
+        """Tell that lost actors were made anew; what was being validated is forgotten."""
+        logger.warning("%s Going on: %s.", reason, lost)
         if self._validation is not None:
             self._validation.drop()
-        self.was_rebuilt = True
-        self.emit(Rebuilt(reason, lost, self.seconds))
+        self.emit(Rebuilt(reason, lost, self.seconds, iteration=iteration, updates_lost=updates_lost))
 
     def note_kinds(self, kinds: tuple[str, ...]) -> None:
         """Take note of the replicas' kinds; a mixed set is warned of once."""
@@ -288,6 +323,43 @@ class Run:
         self.kinds.update(kinds)
         if was_one and len(self.kinds) > 1:
             logger.warning("replicas of different kinds: the run cannot be repeated to the bit. %s", sorted(self.kinds))
+
+    # Saving, beside the work.
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether the run is saved to a checkpoint."""
+        return self.facts.store is not None
+
+    def look_after_saves(self, deployment: Deployment) -> bool:
+        """Take note of a save that is complete; tells whether it is time to begin another."""
+        self.vault.look(deployment)
+        self._note_saved(self.vault.poll(deployment, self.seconds))
+        return self.vault.is_due(self.seconds) and self.vault.has_place(deployment)
+
+    def begin_save(
+        self,
+        deployment: Deployment,
+        state: Mapping[str, Any],
+        vectors: Mapping[str, str | None] | None,
+        own: Mapping[str, Vector] | None = None,
+    ) -> None:
+        """Begin to save; see `Vault.begin`."""
+        state = {**state, "seconds": self.facts.seconds_before + self.seconds}
+        self.vault.begin(deployment, state, vectors, self.seconds, {**self.facts.carried, **(own or {})})
+
+    def finish_save(self, deployment: Deployment) -> None:
+        """Wait for the save that is under way."""
+        self._note_saved(self.vault.finish(deployment, lambda: self.seconds))
+
+    def _note_saved(self, saved: SavedNow | None) -> None:
+        if saved is not None:
+            logger.info("saved state %d: %.1f MB in %.2f s", saved.state.number, saved.n_bytes / 1e6, saved.seconds)
+            self.emit(Saved(saved.state.number, self.seconds, saved.seconds, saved.n_bytes))
+
+    def _commit(self, saved: SavedState) -> None:
+        if self.facts.store is not None:
+            self.facts.store.commit(saved, self.facts.description, self.facts.history())
 
     def read(self, deployment: Deployment, name: str) -> Vector:
         """Copy a vector of the shards to the driver."""
@@ -318,11 +390,12 @@ class Run:
         """Whether a validation may begin, and enough time has passed since the last."""
         return self.may_validate and self._validating.is_due(self.seconds)
 
-    def start_validation(self, directory: Directory, passes: float) -> None:
+    def start_validation(self, deployment: Deployment, passes: float) -> None:
         """Begin to validate at the shards' snapshot."""
         if self._validation is not None:
             self._validated_at = (self.seconds, passes)
-            self._validation.start(directory)
+            self._there = deployment.there
+            self._validation.start(deployment.directory, list(deployment.workers))
 
     def poll_validation(self) -> dict[str, float] | None:
         """Tell of a validation that has come to its end, and give its means."""
@@ -334,7 +407,7 @@ class Run:
     def finish_validation(self) -> dict[str, float]:
         """Wait for a validation under way, and give the newest means; empty without a validation set."""
         if self._validation is not None and self._validation.is_running:
-            self._tell(self._validation.finish())
+            self._tell(self._validation.finish(self._there))
         return self._means
 
     def _tell(self, sums: MetricSums) -> dict[str, float]:

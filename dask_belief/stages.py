@@ -16,8 +16,9 @@ import itertools
 import logging
 import math
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.driver import DownpourDriver
@@ -25,7 +26,7 @@ from dask_belief.errors import ArgumentError, NonFiniteError
 from dask_belief.monitoring.callbacks import CallbackList
 from dask_belief.monitoring.events import Event, Stopped, moved_on
 from dask_belief.optim.rules import ADAGRAD_SUMS, Adagrad
-from dask_belief.optim.stopping import StopReason
+from dask_belief.optim.stopping import Stop, StopReason, number_from_json, number_to_json
 from dask_belief.run import Facts, Outcome, Run, Vector
 from dask_belief.sandblaster.config import Sandblaster
 from dask_belief.sandblaster.driver import SandblasterDriver
@@ -33,6 +34,11 @@ from dask_belief.sandblaster.driver import SandblasterDriver
 logger = logging.getLogger(__name__)
 
 Method = Sandblaster | Downpour
+
+# The names of vectors that a checkpoint holds of the methods before the one that runs.
+_POINT_BEFORE = "before"
+_STATE_BEFORE = "before:"
+SUMS_BEFORE = "sums-before"
 
 # Whoever asks for an end means the whole run.
 _ENDS_ALL = (StopReason.CALLBACK, StopReason.INTERRUPTED)
@@ -67,6 +73,67 @@ def check_handover(methods: Sequence[Method]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What methods have given that ran one after another, with others to come.
+
+    Attributes
+    ----------
+    n_run
+        How many have run.
+    outcome
+        What they gave together; None before the first.
+    seconds
+        How long they took.
+    """
+
+    n_run: int = 0
+    outcome: Outcome | None = None
+    seconds: float = 0.0
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe it by plain JSON, without the vectors."""
+        outcome = self.outcome
+        return {
+            "n_run": self.n_run,
+            "seconds": self.seconds,
+            "outcome": None
+            if outcome is None
+            else {
+                "loss": number_to_json(outcome.loss),
+                "stop": outcome.stop.to_config(),
+                "passes": outcome.passes,
+                "repeatable": outcome.repeatable,
+                "validation": {name: number_to_json(mean) for name, mean in outcome.validation.items()},
+                "rule_state": sorted(outcome.rule_state),
+            },
+        }
+
+    def vectors(self) -> dict[str, Vector]:
+        """The vectors that `to_config` leaves out, by the names under which a checkpoint holds them."""
+        if self.outcome is None:
+            return {}
+        state = {f"{_STATE_BEFORE}{name}": vector for name, vector in self.outcome.rule_state.items()}
+        return {_POINT_BEFORE: self.outcome.parameters, **state}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], read: Callable[[str], Vector]) -> Begun:
+        """Rebuild it; `read` gives a vector by its name. Raises `KeyError`, `TypeError` or `ValueError` for damage."""
+        kept = config["outcome"]
+        outcome = None
+        if kept is not None:
+            outcome = Outcome(
+                parameters=read(_POINT_BEFORE),
+                loss=number_from_json(kept["loss"]),
+                stop=Stop.from_config(kept["stop"]),
+                passes=float(kept["passes"]),
+                repeatable=bool(kept["repeatable"]),
+                validation={str(name): number_from_json(mean) for name, mean in kept["validation"].items()},
+                rule_state={str(name): read(f"{_STATE_BEFORE}{name}") for name in kept["rule_state"]},
+            )
+        return cls(int(config["n_run"]), outcome, float(config["seconds"]))
+
+
 class Stages:
     """Runs methods one after another, each from the best point of those before.
 
@@ -75,26 +142,32 @@ class Stages:
     methods
         One or more.
     facts
-        What is trained, and where the first method begins.
+        What is trained, and where the first method begins; or, of a run that is resumed, where the one begins that was
+        broken off.
     listeners
         Hear the events of all methods as of one run.
+    begun
+        What the methods have given that were through when a run was broken off that is resumed.
     """
 
-    def __init__(self, methods: Sequence[Method], facts: Facts, listeners: CallbackList) -> None:
+    def __init__(
+        self, methods: Sequence[Method], facts: Facts, listeners: CallbackList, begun: Begun | None = None
+    ) -> None:
         self._methods = tuple(methods)
         self._facts = facts
         self._listeners = listeners
         # Of the methods that have run: how many they are, what they gave together, and how long they took.
-        self._n_run = 0
-        self._outcome: Outcome | None = None
-        self._seconds = 0.0
+        begun = Begun() if begun is None else begun
+        self._n_run = self._n_begun = begun.n_run
+        self._outcome = begun.outcome
+        self._seconds = begun.seconds
 
     def train(self) -> Trained:
         """Run the methods; those after one that a callback or the user broke off are not run.
 
         What is raised instead carries the best point that is on the host as ``kept_parameters``.
         """
-        for method in self._methods:
+        for method in self._methods[self._n_begun :]:
             try:
                 outcome = self._train_by(method)
             except BaseException as error:
@@ -107,12 +180,13 @@ class Stages:
     def _train_by(self, method: Method) -> Outcome:
         """Run the next method, and give what all until now gave together."""
         facts = self._next_facts(method)
-        run = Run(facts, self._running_on())
+        run = Run(facts, self._running_on(facts.seconds_before))
         outcome = _drive(run, _with_first_hessian(method, facts.adagrad_sums))
+        # Looked at once: what comes next begins where this one stopped.
         seconds = run.seconds
         self._outcome = self._joined(method, outcome)
         self._n_run += 1
-        self._seconds += seconds
+        self._seconds += facts.seconds_before + seconds
         run.emit(Stopped(outcome.stop, seconds, outcome.passes))
         logger.info("%s: %s. %s", method.name, outcome.stop, outcome.stop.advice)
         asked = run.asked_to_stop(passes=self._outcome.passes)
@@ -123,18 +197,35 @@ class Stages:
 
     def _next_facts(self, method: Method) -> Facts:
         """Where the next method begins, under a name that no message of those before carries."""
-        if self._outcome is None:
-            return self._facts
+        begun = Begun(self._n_run, self._outcome, self._seconds)
+        facts = replace(self._facts, description={**self._facts.description, "begun": begun.to_config()})
+        if self._outcome is None or self._n_run == self._n_begun:
+            return self._carrying(facts, begun)
         sums = None
         if _takes_sums(method) and _keeps_sums(self._methods[self._n_run - 1]):
             sums = self._outcome.rule_state.get(ADAGRAD_SUMS)
             if sums is None:
                 logger.warning("Adagrad's sums are not finite: %s begins with first_hessian='scaled'.", method.name)
-        return replace(self._facts, name=new_name(), initial=self._outcome.parameters, adagrad_sums=sums)
+        facts = replace(
+            facts,
+            name=new_name(),
+            initial=self._outcome.parameters,
+            adagrad_sums=sums,
+            resumed=None,
+            seconds_before=0.0,
+        )
+        return self._carrying(facts, begun)
 
-    def _running_on(self) -> Callable[[Event], bool]:
+    @staticmethod
+    def _carrying(facts: Facts, begun: Begun) -> Facts:
+        """Let what a run would need that goes on from a checkpoint be saved with each state."""
+        sums = {} if facts.adagrad_sums is None else {SUMS_BEFORE: facts.adagrad_sums}
+        return replace(facts, carried={**begun.vectors(), **sums})
+
+    def _running_on(self, seconds_before: float) -> Callable[[Event], bool]:
         """Hand events on as of one run."""
-        seconds, passes = self._seconds, 0.0 if self._outcome is None else self._outcome.passes
+        seconds = self._seconds + seconds_before
+        passes = 0.0 if self._outcome is None else self._outcome.passes
         return lambda event: self._listeners(moved_on(event, seconds, passes))
 
     def _joined(self, method: Method, outcome: Outcome) -> Outcome:

@@ -1,36 +1,102 @@
-"""One verb: train an objective on a data set by a method, or by several in turn, on a Dask cluster."""
+"""One verb: train an objective on a data set by a method, or by several in turn; and go on with it."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, overload
 
 import numpy as np
 from distributed import Client
 from numpy.typing import DTypeLike, NDArray
 
-from dask_belief.backend import get_backend
+from dask_belief.checkpoint import Checkpoint, CheckpointStore
 from dask_belief.checks import check_count
-from dask_belief.cluster.connection import check_travels, connected
-from dask_belief.data.dataset import Dataset, DatasetLike, as_dataset
-from dask_belief.downpour.config import Downpour
-from dask_belief.downpour.record import check_path
-from dask_belief.errors import ArgumentError, DataError
+from dask_belief.cluster.connection import check_travels, connected, current_client
+from dask_belief.cluster.detached import Desk, DetachedRun, detach_driver
+from dask_belief.cluster.limits import Limits, limited_by
+from dask_belief.data.dataset import Dataset, DatasetLike
+from dask_belief.data.zarr_dataset import ZarrDataset
+from dask_belief.door import (
+    adagrad_sums_of,
+    check_backend,
+    check_checkpoint,
+    check_data,
+    check_dtype,
+    check_limits,
+    check_listening,
+    check_methods,
+    check_record,
+    initial_vector,
+    open_beginning,
+)
+from dask_belief.errors import ArgumentError
 from dask_belief.monitoring.callbacks import Callback, CallbackList
+from dask_belief.monitoring.events import Resumed, event_to_config
 from dask_belief.monitoring.history import History
 from dask_belief.monitoring.progress import ProgressBar
-from dask_belief.objective import Objective, check_objective, penalised_of
-from dask_belief.optim.rules import ADAGRAD_SUMS
-from dask_belief.parameter_server.ranges import shard_ranges
-from dask_belief.result import TrainingResult, load_result
-from dask_belief.run import Facts, Vector
-from dask_belief.sandblaster.config import Sandblaster
-from dask_belief.stages import Method, Stages, check_handover, new_name
+from dask_belief.objective import Objective, check_objective
+from dask_belief.result import TrainingResult
+from dask_belief.resuming import (
+    begun_of,
+    data_for,
+    history_of,
+    methods_for,
+    objective_for,
+    own_vector,
+    point_of,
+    seconds_of,
+    validation_for,
+)
+from dask_belief.run import Facts
+from dask_belief.run_description import RunDescription
+from dask_belief.stages import SUMS_BEFORE, Method, Stages, Trained, new_name
 
-Beginning = NDArray[np.floating] | TrainingResult | None
+
+@overload
+def train(
+    objective: Objective,
+    dataset: DatasetLike,
+    method: Method | Sequence[Method],
+    *,
+    client: Client | None = None,
+    initial: NDArray[np.floating] | TrainingResult | str | Path | None = None,
+    validation: DatasetLike | None = None,
+    callbacks: Iterable[Callback] = (),
+    seed: int = 0,
+    dtype: DTypeLike = "float32",
+    backend: str = "auto",
+    progress: bool = True,
+    record: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    limits: Limits | None = None,
+    detach: Literal[False] = False,
+    name: str | None = None,
+) -> TrainingResult: ...
+
+
+@overload
+def train(
+    objective: Objective,
+    dataset: DatasetLike,
+    method: Method | Sequence[Method],
+    *,
+    client: Client | None = None,
+    initial: NDArray[np.floating] | TrainingResult | str | Path | None = None,
+    validation: DatasetLike | None = None,
+    callbacks: Iterable[Callback] = (),
+    seed: int = 0,
+    dtype: DTypeLike = "float32",
+    backend: str = "auto",
+    progress: bool = True,
+    record: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    limits: Limits | None = None,
+    detach: Literal[True],
+    name: str,
+) -> DetachedRun[TrainingResult]: ...
 
 
 def train(
@@ -47,7 +113,11 @@ def train(
     backend: str = "auto",
     progress: bool = True,
     record: str | Path | None = None,
-) -> TrainingResult:
+    checkpoint: str | Path | Checkpoint | None = None,
+    limits: Limits | None = None,
+    detach: bool = False,
+    name: str | None = None,
+) -> TrainingResult | DetachedRun[TrainingResult]:
     """Train `objective` on `dataset` by `method`, or by several methods in turn.
 
     What is minimised is the mean over rows of the loss plus ``l2 / 2 * ||w||^2 + l1 * ||w||_1`` (the latter by
@@ -84,11 +154,21 @@ def train(
     record
         The folder, empty or of an older record, in which a `Downpour` run writes the order of its exchanges, so that
         `replay` gives the same parameters to the bit. For one method.
+    checkpoint
+        An empty folder or URL in which the run saves itself now and then, so that `resume` can go on from there
+        whatever was lost; or a `Checkpoint`, which says how often, too. It must be one that all workers reach.
+    limits
+        How long the run waits for what; None for the default `Limits`.
+    detach
+        Whether the run is driven by a task on the cluster, so that it goes on when this process ends. Then this returns
+        at once; `attach` finds the run again.
+    name
+        Of a detached run.
 
     Returns
     -------
     TrainingResult
-        The best point found, whatever ended the run.
+        The best point found, whatever ended the run; of a detached run a `DetachedRun`, which waits for it.
 
     Raises
     ------
@@ -124,22 +204,34 @@ def train(
 
         result = db.train(network, "train.zarr", [db.Downpour(epochs=3), db.Sandblaster(max_iter=50)])
     """
-    run_dtype = _check_dtype(dtype)
+    run_dtype = check_dtype(dtype)
     check_objective(objective)
     check_count("seed", seed, low=0)
-    methods = _check_methods(method, objective, validation is not None)
-    _check_backend(backend)
-    _check_listening(progress, callbacks)
-    _check_record(record, methods)
+    methods = check_methods(method, objective, validation is not None)
+    check_backend(backend)
+    check_listening(progress, callbacks)
+    check_record(record, methods)
+    in_force = check_limits(limits)
+    callbacks = tuple(callbacks)
     listeners = CallbackList([history := History(), bar := ProgressBar(progress), *callbacks])
-    beginning = _check_beginning(initial)
-    start = _initial_vector(objective, beginning, seed, run_dtype)
-    sums = _adagrad_sums(methods[0], beginning, objective, run_dtype)
-    data = _check_data(objective, dataset, "dataset", run_dtype)
-    validation_data = None if validation is None else _check_data(objective, validation, "validation", run_dtype)
+    beginning = open_beginning(initial)
+    start = initial_vector(objective, beginning, seed, run_dtype)
+    sums = adagrad_sums_of(methods[0], beginning, objective, run_dtype)
+    data = check_data(objective, dataset, "dataset", run_dtype)
+    validation_data = None if validation is None else check_data(objective, validation, "validation", run_dtype)
     check_travels("objective", objective)
+    saving = check_checkpoint(checkpoint, methods, record)
+    if detach or name is not None:
+        # Of a result more than the point may be wanted.
+        begin = beginning if isinstance(beginning, TrainingResult) else start
+        order = _Order(objective, data, methods, begin, validation_data, callbacks, int(seed), run_dtype.name, backend)
+        return _detach(client, name, replace(order, limits=in_force, checkpoint=saving), detach, record)
+    store = None if saving is None else CheckpointStore(saving.path, keep=saving.keep)
+    if store is not None:
+        store.prepare()
+    description = RunDescription.of(objective, data, validation_data, methods, int(seed), run_dtype.name, backend)
 
-    with contextlib.closing(bar), connected(client) as connection:
+    with limited_by(in_force), contextlib.closing(bar), connected(client) as connection:
         facts = Facts(
             name=new_name(),
             client=connection,
@@ -152,8 +244,197 @@ def train(
             backend=backend,
             adagrad_sums=sums,
             record=None if record is None else Path(record),
+            limits=in_force,
+            checkpoint=saving,
+            store=store,
+            description={} if store is None else description.to_config(),
+            history=history.to_config,
         )
         trained = Stages(methods, facts, listeners).train()
+    return _result(trained, history, objective)
+
+
+def resume(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    client: Client | None = None,
+    objective: Objective | None = None,
+    dataset: DatasetLike | None = None,
+    validation: DatasetLike | None = None,
+    method: Method | None = None,
+    number: int | None = None,
+    callbacks: Iterable[Callback] = (),
+    backend: str | None = None,
+    progress: bool = True,
+    limits: Limits | None = None,
+) -> TrainingResult:
+    """Go on with a run from its checkpoint, with any number of workers, shards and replicas.
+
+    Sandblaster gives the same bits as a run that was never broken off; Downpour goes on without skipping or repeating
+    a mini-batch.
+
+    Parameters
+    ----------
+    checkpoint
+        What was given to `train` as ``checkpoint=``; the run goes on saving there.
+    client
+        A synchronous Dask client; None takes the current one, else makes a cluster on loopback for this run.
+    objective
+        What is trained; None where it is a `Network`, which is in the checkpoint.
+    dataset, validation
+        The rows; None where they are stores that can be opened again by their address.
+    method
+        Options of the method that was broken off, in place of those it had: more epochs, other numbers of shards and
+        replicas. Of Sandblaster `history_size`, and of both how the rows are cut, stay as they were.
+    number
+        Of the saved state; None for the newest.
+    callbacks, progress, limits
+        See `train`.
+    backend
+        See `train`; None for what the run had.
+
+    Returns
+    -------
+    TrainingResult
+        As of one run: its history, seconds and passes run on.
+
+    Raises
+    ------
+    MissingStoreError
+        When there is no checkpoint.
+    CheckpointError
+        When it is damaged, foreign, or of a newer version; says which one before it can be tried.
+    ArgumentError
+        When something has to be given, or what is given does not fit.
+    DaskBeliefError
+        See `train`.
+
+    Examples
+    --------
+    >>> result = db.resume("run.checkpoint", client=client)                                # doctest: +SKIP
+    >>> result = db.resume("run.checkpoint", method=db.Downpour(epochs=20, n_shards=4))    # doctest: +SKIP
+    """
+    saving = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    check_count("number", number, low=0, may_be_none=True)
+    in_force = check_limits(limits)
+    check_listening(progress, callbacks)
+    store = CheckpointStore(saving.path, keep=saving.keep)
+    loaded = store.newest() if number is None else store.load(number)
+    description = RunDescription.from_config(loaded.description)
+    begun = begun_of(store, loaded)
+    objective = objective_for(objective, description)
+    data = data_for(objective, dataset, description.dataset, "dataset", description)
+    validation_data = validation_for(objective, validation, description)
+    methods = methods_for(method, description, begun.n_run)
+    description = replace(
+        RunDescription.of(
+            objective, data, validation_data, methods, description.seed, description.dtype, description.backend
+        ),
+        network=description.network,
+    )
+    chosen = description.backend if backend is None else backend
+    check_backend(chosen)
+    check_travels("objective", objective)
+    history = history_of(loaded)
+    listeners = CallbackList([history, bar := ProgressBar(progress), *callbacks])
+    with limited_by(in_force), contextlib.closing(bar), connected(client) as connection:
+        facts = Facts(
+            name=new_name(),
+            client=connection,
+            objective=objective,
+            dataset=data,
+            validation=validation_data,
+            initial=point_of(store, loaded, description),
+            seed=description.seed,
+            dtype=description.dtype,
+            backend=chosen,
+            adagrad_sums=own_vector(store, loaded, SUMS_BEFORE),
+            limits=in_force,
+            checkpoint=saving,
+            store=store,
+            resumed=loaded,
+            seconds_before=seconds_of(loaded),
+            description=description.to_config(),
+            history=history.to_config,
+        )
+        store.prepare(resumed=loaded.number)
+        listeners(Resumed(loaded.number, begun.seconds + facts.seconds_before, loaded.saved.state.get("iteration")))
+        trained = Stages(methods, facts, listeners, begun).train()
+    return _result(trained, history, objective)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the driver of a detached run is told: the arguments of `train`, all of them checked."""
+
+    objective: Objective
+    dataset: Dataset
+    methods: tuple[Method, ...]
+    initial: NDArray[np.floating] | TrainingResult
+    validation: Dataset | None
+    callbacks: tuple[Callback, ...]
+    seed: int
+    dtype: str
+    backend: str
+    limits: Limits | None = None
+    checkpoint: Checkpoint | None = None
+
+
+def _detach(
+    client: Client | None, name: str | None, order: _Order, detach: bool, record: object
+) -> DetachedRun[TrainingResult]:
+    if not detach:
+        raise ArgumentError("name: is of a detached run; give detach=True, too.")
+    if not name:
+        raise ArgumentError("name: a detached run is found again by its name; give one.")
+    if record is not None:
+        raise ArgumentError("record: is written by this process, and a detached run goes on without it; leave one out.")
+    for argument, data in (("dataset", order.dataset), ("validation", order.validation)):
+        if data is not None and not isinstance(data, ZarrDataset):
+            raise ArgumentError(
+                f"{argument}: a detached run outlives the memory of this process; write the rows to a store with "
+                "write_dataset."
+            )
+    check_travels("callbacks", order.callbacks)
+    given = current_client() if client is None else client
+    with connected(given) as connection:
+        return detach_driver(connection, name, _drive, order, event_to_config)
+
+
+def _drive(order: _Order, client: Client, desk: Desk) -> TrainingResult:
+    """Drive a detached run; a second time, after its worker was lost, from where its checkpoint is."""
+    callbacks: list[Callback] = [*order.callbacks, desk]
+    if order.checkpoint is not None and CheckpointStore(order.checkpoint.path).numbers():
+        return resume(
+            order.checkpoint,
+            client=client,
+            objective=order.objective,
+            dataset=order.dataset,
+            validation=order.validation,
+            callbacks=callbacks,
+            backend=order.backend,
+            progress=False,
+            limits=order.limits,
+        )
+    return train(
+        order.objective,
+        order.dataset,
+        order.methods,
+        client=client,
+        initial=order.initial,
+        validation=order.validation,
+        callbacks=callbacks,
+        seed=order.seed,
+        dtype=order.dtype,
+        backend=order.backend,
+        progress=False,
+        checkpoint=order.checkpoint,
+        limits=order.limits,
+    )
+
+
+def _result(trained: Trained, history: History, objective: Objective) -> TrainingResult:
+    """Make a result of what methods gave."""
     outcome = trained.outcome
     return TrainingResult(
         parameters=outcome.parameters,
@@ -168,118 +449,3 @@ def train(
         objective=objective,
         rule_state=outcome.rule_state,
     )
-
-
-def _check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    try:
-        found = np.dtype(dtype)
-    except TypeError as error:
-        raise ArgumentError(f"dtype: expected 'float32' or 'float64', got {dtype!r}.") from error
-    if found not in (np.float32, np.float64):
-        raise ArgumentError(f"dtype: expected float32 or float64, got {found}.")
-    return found
-
-
-def _check_record(record: str | Path | None, methods: Sequence[Method]) -> None:
-    if record is None:
-        return
-    if len(methods) != 1 or not isinstance(methods[0], Downpour):
-        raise ArgumentError(
-            "record: is of one Downpour run. Sandblaster gives the same bits without; run several methods one by one."
-        )
-    check_path(Path(record))
-
-
-def _check_backend(backend: object) -> None:
-    if backend not in ("auto", "numpy", "cupy"):
-        raise ArgumentError(f"backend: expected 'auto', 'numpy' or 'cupy', got {backend!r}.")
-    if backend != "auto":
-        get_backend(str(backend))
-
-
-def _check_listening(progress: object, callbacks: object) -> None:
-    if not isinstance(progress, bool):
-        raise ArgumentError(f"progress: expected True or False, got {progress!r}.")
-    if not isinstance(callbacks, Iterable):
-        raise ArgumentError(f"callbacks: expected functions of one event, got {callbacks!r}.")
-
-
-def _check_methods(method: object, objective: Objective, has_validation: bool) -> tuple[Method, ...]:
-    """Give the methods in their order, all of them checked."""
-    methods = tuple(method) if isinstance(method, list | tuple) else (method,)
-    if not methods:
-        raise ArgumentError("method: expected a Sandblaster, a Downpour, or a list of them, got an empty list.")
-    check_count("objective.n_parameters", objective.n_parameters)
-    penalised_of(objective)
-    for number, each in enumerate(methods):
-        if not isinstance(each, Method):
-            where = f" at place {number} of the list" if isinstance(method, list | tuple) else ""
-            raise ArgumentError(f"method: expected a Sandblaster or a Downpour, got {type(each).__name__}{where}.")
-        if each.n_shards is not None:
-            shard_ranges(objective.n_parameters, each.n_shards)
-        if isinstance(each, Downpour) and not has_validation:
-            for name in ("patience", "validate_every_steps", "validate_every_seconds"):
-                if getattr(each, name) is not None:
-                    raise ArgumentError(f"{name}: needs validation=, the rows to go by; give them, or leave it out.")
-    check_handover(methods)
-    return methods
-
-
-def _adagrad_sums(method: Method, initial: Beginning, objective: Objective, dtype: np.dtype[Any]) -> Vector | None:
-    """The sums that the first method asks for by its `first_hessian`, from the result that the run begins with."""
-    if not isinstance(method, Sandblaster) or method.first_hessian != "adagrad":
-        return None
-    state = initial.rule_state if isinstance(initial, TrainingResult) else {}
-    if ADAGRAD_SUMS not in state:
-        found = "a result without its sums" if isinstance(initial, TrainingResult) else "no result"
-        raise ArgumentError(
-            "first_hessian: 'adagrad' needs a Downpour by the rule Adagrad, before this method in a list or as the "
-            f"result that is given as initial=; got {found}."
-        )
-    sums = np.array(state[ADAGRAD_SUMS], dtype)
-    if sums.shape != (objective.n_parameters,) or not (np.isfinite(sums).all() and (sums >= 0).all()):
-        raise ArgumentError(
-            f"initial: its sums of squared gradients are not {objective.n_parameters} finite numbers of zero or more."
-        )
-    return sums
-
-
-def _check_data(objective: Objective, given: DatasetLike, argument: str, dtype: np.dtype[Any]) -> Dataset:
-    """Refuse rows that do not fit, before any work starts; reads the targets where their range is not on record."""
-    data = as_dataset(given)
-    data.check()
-    check = getattr(objective, "check_data", None)
-    if check is None:
-        return data
-    # What reaches the objective is of the run's dtype, which an objective of the user's need not ask for.
-    known = inspect.signature(check).parameters
-    options = {"input_dtype": dtype} if "input_dtype" in known else {}
-    try:
-        check(data.input_shape, data.target_shape, data.target_dtype, data.target_range(), **options)
-    except (ArgumentError, DataError) as error:
-        raise type(error)(f"{argument}: {error}") from error
-    return data
-
-
-def _check_beginning(initial: NDArray[np.floating] | TrainingResult | str | Path | None) -> Beginning:
-    """Open the result that a path names; all else is as it was given."""
-    if not isinstance(initial, str | Path):
-        return initial
-    try:
-        return load_result(initial)
-    except DataError as error:
-        raise type(error)(f"initial: {error}") from error
-
-
-def _initial_vector(objective: Objective, initial: Beginning, seed: int, dtype: np.dtype[Any]) -> Vector:
-    given = initial.parameters if isinstance(initial, TrainingResult) else initial
-    name = "objective.initial_parameters" if given is None else "initial"
-    try:
-        vector = np.array(objective.initial_parameters(seed) if given is None else given, dtype)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name}: expected a vector of numbers, got {given!r} ({error}).") from error
-    if vector.shape != (objective.n_parameters,):
-        raise ArgumentError(f"{name}: expected shape ({objective.n_parameters},), got {vector.shape}.")
-    if not np.isfinite(vector).all():
-        raise ArgumentError(f"{name}: holds NaN or infinity; begin from finite parameters.")
-    return vector

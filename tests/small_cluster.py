@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from distributed import Client, LocalCluster
@@ -38,6 +41,19 @@ def kill_worker(client: Client, address: str) -> None:
 
     client.sync(abort)
     _await_leave(client, address)
+
+
+@contextlib.contextmanager
+def frozen(client: Client, address: str) -> Iterator[None]:
+    """Stop a worker's process, which must be one of its own, for as long as the block lasts."""
+    pid = client.run(os.getpid, workers=[address])[address]
+    assert pid != os.getpid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _await_leave(client: Client, address: str) -> None:

@@ -19,17 +19,46 @@ PACKAGE = Path(__file__).parents[1] / ROOT
 
 # From the ground up. Imports point down or stay in their layer; every module or folder below the root has its place.
 LAYERS = (
-    {"errors", "seeds", "binary_tree", "checks", "backend"},
+    {"errors", "seeds", "binary_tree", "checks", "share", "backend"},
     {"models", "optim", "objective"},
     {"data", "monitoring"},
     {"cluster"},
-    {"parameter_server", "model_parallel", "checkpoint", "recovery", "evaluation", "run"},
+    {
+        "parameter_server",
+        "model_parallel",
+        "checkpoint",
+        "recovery",
+        "evaluation",
+        "memory_needs",
+        "memory_plan",
+        "run",
+    },
     {"downpour", "sandblaster"},
-    {"training", "stages", "result"},
+    {"training", "resuming", "door", "run_description", "stages", "result"},
     {"estimators", "cli"},
 )
-ALGORITHMS = ("downpour", "sandblaster", "training", "stages", "result", "estimators", "cli")
-SERVICES = ("parameter_server", "model_parallel", "checkpoint", "recovery", "evaluation", "run")
+ALGORITHMS = (
+    "downpour",
+    "sandblaster",
+    "training",
+    "resuming",
+    "door",
+    "run_description",
+    "stages",
+    "result",
+    "estimators",
+    "cli",
+)
+SERVICES = (
+    "parameter_server",
+    "model_parallel",
+    "checkpoint",
+    "recovery",
+    "evaluation",
+    "memory_needs",
+    "memory_plan",
+    "run",
+)
 
 # Name -> the modules (with what lies below them) that may import it. A name that is not here is free above the math.
 GUARDED = {

@@ -11,11 +11,13 @@ import pytest
 from distributed import Client
 
 from dask_belief.cluster.actors import ActorHost, Caller
+from dask_belief.cluster.limits import Limits, limited_by
 from dask_belief.data.dataset import ArrayDataset
-from dask_belief.errors import ReplicaError
+from dask_belief.errors import CallTimeoutError, ClusterError, NoWorkersError, ReplicaError
 from dask_belief.evaluation import SNAPSHOT, Evaluation
 from dask_belief.monitoring.metrics import MetricSums
-from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.shard import Shard, ShardSpec
 from dask_belief.seeds import stream
 from tests.small_cluster import eventually, kill_worker
@@ -67,7 +69,7 @@ def serve(client: Client, parameters: np.ndarray, run: str) -> tuple[ActorHost, 
     worker = max(client.nthreads())
     host = ActorHost(client, run)
     shard = host.spawn(Shard, "shard 0", worker, ShardSpec(0, 0, range(N_FEATURES), N_FEATURES, "float32"))
-    host.ready()
+    host.ready([shard])
     directory = Directory(0, N_FEATURES, "float32", (shard,), (range(N_FEATURES),))
     caller = Caller.of_client(client, [worker])
     caller.run(ParameterServer(directory, caller).write(SNAPSHOT, parameters))
@@ -106,7 +108,7 @@ def test_sums_cover_every_row_once(
     parameters = np.array([1, 2, 3], np.float32)
     dataset = rows_of(n_rows, chunk_rows)
     evaluation = evaluation_of(client, dataset, f"cover-{n_rows}")
-    evaluation.start(served(parameters))
+    evaluation.start(served(parameters), sorted(client.nthreads()))
     sums = evaluation.finish()
     inputs, _ = dataset.read(0, n_rows)
     assert sums.rows == n_rows
@@ -122,7 +124,7 @@ def test_evaluation_does_not_hold_up(client: Client, served: Callable[[np.ndarra
     evaluation = evaluation_of(client, rows_of(8, 4), "slow", is_slow=True)
     assert evaluation.poll() is None
     assert not evaluation.is_running
-    evaluation.start(directory)
+    evaluation.start(directory, sorted(client.nthreads()))
     assert evaluation.is_running
     assert evaluation.poll() is None
     GO_ON.set()
@@ -139,7 +141,7 @@ def test_evaluation_can_be_repeated(client: Client, served: Callable[[np.ndarray
     evaluation = evaluation_of(client, dataset, "again")
     answers = []
     for parameters in (np.zeros(N_FEATURES, np.float32), np.ones(N_FEATURES, np.float32), np.zeros(N_FEATURES)):
-        evaluation.start(served(parameters.astype(np.float32)))
+        evaluation.start(served(parameters.astype(np.float32)), sorted(client.nthreads()))
         answers.append(evaluation.finish().sums)
     assert answers[0] == answers[2] != answers[1]
 
@@ -152,20 +154,32 @@ def test_error_of_a_part_is_raised_and_the_rest_dropped(
     inputs, targets = rows_of(10, 2).read(0, 10)
     targets[5] = -1
     evaluation = evaluation_of(client, ArrayDataset(inputs, targets, chunk_rows=2), "fails")
-    evaluation.start(directory)
+    evaluation.start(directory, sorted(client.nthreads()))
     with pytest.raises(ReplicaError, match=r"ValueError: bad row, in rows 4 to 5"):
         evaluation.finish()
     assert not evaluation.is_running
     assert evaluation.poll() is None
     good = evaluation_of(client, rows_of(10, 2), "works")
-    good.start(directory)
+    good.start(directory, sorted(client.nthreads()))
     assert good.finish().rows == 10
+
+
+def test_shard_that_does_not_answer_is_told(client: Client, served: Callable[[np.ndarray], Directory]) -> None:
+    """A part whose own limit passed has ended, and is not waited for as if its worker had frozen."""
+    directory = served(np.zeros(N_FEATURES, np.float32))
+    evaluation = evaluation_of(client, rows_of(8, 4), "limit")
+    with limited_by(Limits(call_seconds=1e-9)):
+        evaluation.start(directory, sorted(client.nthreads()))
+    with pytest.raises(CallTimeoutError, match=r"shard 0 on .* did not answer"):
+        evaluation.finish()
+    assert not evaluation.is_running
+    evaluation.close()
 
 
 def test_dropped_evaluation_leaves_nothing(client: Client, served: Callable[[np.ndarray], Directory]) -> None:
     """No task of it stays on the scheduler, and it can be dropped twice."""
     evaluation = evaluation_of(client, rows_of(20, 2), "dropped", is_slow=True)
-    evaluation.start(served(np.zeros(N_FEATURES, np.float32)))
+    evaluation.start(served(np.zeros(N_FEATURES, np.float32)), sorted(client.nthreads()))
     eventually(lambda: bool(RUNNING))
     evaluation.drop()
     evaluation.drop()
@@ -174,19 +188,57 @@ def test_dropped_evaluation_leaves_nothing(client: Client, served: Callable[[np.
     eventually(lambda: not [key for key in client.cluster.scheduler.tasks if "validation-dropped" in str(key)])
 
 
-def test_lost_worker_does_not_cost_the_evaluation(own_client: Client) -> None:
-    """Not even the one that holds the data set, in the middle: the sums are those over all rows."""
-    first = min(own_client.nthreads())
+@pytest.mark.parametrize("is_told", [True, False])
+def test_lost_worker_does_not_cost_the_evaluation(own_client: Client, is_told: bool) -> None:
+    """Its parts go to others, in the middle, when it is told of the loss or asks who is there; no row counts twice."""
+    gone, *stay = sorted(own_client.nthreads())
     host, directory = serve(own_client, np.zeros(N_FEATURES, np.float32), "lost")
     dataset = rows_of(20, 5)
     evaluation = evaluation_of(own_client, dataset, "lost", is_slow=True)
-    [evaluation._sent] = own_client.scatter([dataset], workers=[first], hash=False)
-    evaluation.start(directory)
+    evaluation.start(directory, [gone, *stay])
     eventually(lambda: bool(RUNNING))
-    kill_worker(own_client, first)
+    kill_worker(own_client, gone)
+    if is_told:
+        evaluation.lose(gone)
     GO_ON.set()
-    sums = evaluation.finish()
+    sums = evaluation.finish(None if is_told else lambda: stay)
     inputs, _ = dataset.read(0, 20)
     assert sums.rows == 20
     assert sums.sums["loss"] == pytest.approx(float((inputs**2).sum()), rel=1e-5)
+    evaluation.close()
+    host.close()
+
+
+def test_parts_go_to_the_workers_in_turn(own_client: Client) -> None:
+    """To those that are named and no other, which get the data set once each, and hold it until the end."""
+    first, second, _ = sorted(own_client.nthreads())
+    host, directory = serve(own_client, np.zeros(N_FEATURES, np.float32), "turns")
+    evaluation = evaluation_of(own_client, rows_of(20, 5), "turns")
+    for _ in range(2):
+        evaluation.start(directory, [first, second])
+        assert sorted(part.worker for part in evaluation._parts) == 2 * [first] + 2 * [second]
+        assert evaluation.finish().rows == 20
+    assert sorted(evaluation._sent) == [first, second]
+    evaluation.close()
+    assert not evaluation._sent
+    host.close()
+
+
+def test_evaluation_is_forgotten_with_its_last_worker(own_client: Client) -> None:
+    """Nothing of it is left, and one that waits for it is told."""
+    first, second, _ = sorted(own_client.nthreads())
+    host, directory = serve(own_client, np.zeros(N_FEATURES, np.float32), "forgotten")
+    evaluation = evaluation_of(own_client, rows_of(20, 5), "forgotten", is_slow=True)
+    evaluation.start(directory, [first, second])
+    evaluation.lose(first)
+    assert evaluation.is_running
+    evaluation.lose(second)
+    assert not evaluation.is_running
+    assert evaluation.poll() is None
+    evaluation.start(directory, [first])
+    with pytest.raises(ClusterError, match=r"validation-forgotten was lost with its workers"):
+        evaluation.finish(lambda: [])
+    with pytest.raises(NoWorkersError, match=r"no worker is left to evaluate on"):
+        evaluation.start(directory, [])
+    evaluation.close()
     host.close()

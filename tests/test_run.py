@@ -1,31 +1,33 @@
-"""What the drivers share: shares of time, events, the best point kept, validation, one generation after another."""
+"""What the drivers share: a run on its cluster, events, what is saved, the best point kept, validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from distributed import Client
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from dask_belief import run as run_module
+from dask_belief.checkpoint import SavedState
 from dask_belief.cluster.membership import Joined, Lost, Membership
 from dask_belief.data.dataset import ArrayDataset
-from dask_belief.errors import ActorLostError, ClusterError
+from dask_belief.errors import ActorLostError, ClusterError, NonFiniteError
 from dask_belief.evaluation import SNAPSHOT
 from dask_belief.monitoring.callbacks import CallbackList
-from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Validated, WorkerJoined, WorkerLost
+from dask_belief.monitoring.events import Event, Rebuilt, RunStarted, Saved, Validated, WorkerJoined, WorkerLost
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec, deployed
-from dask_belief.run import Facts, Outcome, Run, Share
+from dask_belief.parameter_server.ranges import shard_ranges
+from dask_belief.parameter_server.shards import ShardsSpec
+from dask_belief.parameter_server.vault import SavedNow
+from dask_belief.run import Facts, Run
 from tests.small_cluster import close_worker, eventually
 
-EXAMPLES = settings(derandomize=True, deadline=None, max_examples=100)
 N_FEATURES = 3
-OUTCOME = Outcome(np.zeros(N_FEATURES), 0.5, Stop(StopReason.MAX_ITERATIONS), 1.0, True, {})
 
 
 class Distance:
@@ -49,6 +51,12 @@ class Desk:
 
     async def finish(self, generation: int) -> None:
         """End the run."""
+
+    async def leave(self, generation: int, replica: str) -> None:
+        """Count a replica out."""
+
+    async def publish(self, generation: int, number: int, directory: object) -> None:
+        """Tell where the shards are."""
 
 
 def replica(spec: object, dataset: object, name: str) -> str:
@@ -74,14 +82,12 @@ def spec_of(name: str) -> DeploymentSpec:
     return DeploymentSpec(
         run=name,
         method="a method",
-        n_parameters=N_FEATURES,
-        dtype="float32",
-        penalised=None,
-        n_shards=1,
+        shards=ShardsSpec(N_FEATURES, "float32", None, None, shard_ranges(N_FEATURES, 1)),
         n_replicas=1,
-        updates=None,
         hub=Desk,
         hub_arguments=(),
+        hub_state=lambda deployment: None,
+        hub_cost="nothing",
         replica=replica,
         replica_spec=lambda directory, hub: None,
         dataset="rows",
@@ -103,46 +109,8 @@ class Scene:
     def of_kind(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
-    def through(self, live: Callable[[Deployment], Outcome], name: str) -> Outcome:
-        return self.run.through_generations(spec_of(name), (7.0, "epochs"), live, lambda: "nothing")
-
-
-# Shares of time.
-
-
-@EXAMPLES
-@given(st.floats(0.01, 0.99), st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=20))
-def test_share_of_time_is_kept(share: float, turns: list[tuple[float, float]]) -> None:
-    """Done whenever it is due, something takes at most its part of the time until it is due again."""
-    kept, now, spent = Share(share), 0.0, 0.0
-    for waits, takes in turns:
-        now += waits
-        if kept.is_due(now):
-            kept.took(now, now + takes)
-            now, spent = now + takes, spent + takes
-            now += takes * (1 - share) / share
-            assert spent <= share * now * (1 + 1e-9)
-
-
-def test_share_is_due_at_first_and_after_its_pause() -> None:
-    """What took one second of a twentieth is due again after nineteen."""
-    kept = Share(0.05)
-    assert kept.is_due(0.0)
-    kept.took(10.0, 11.0)
-    assert not kept.is_due(29.9)
-    assert kept.is_due(30.1)
-
-
-def test_what_costs_little_is_not_due_at_once_either() -> None:
-    """There is a least pause, beside the share."""
-    kept = Share(0.05, least_seconds=1.0)
-    assert kept.is_due(0.0)
-    kept.took(10.0, 10.001)
-    assert not kept.is_due(10.9)
-    assert kept.is_due(11.1)
-    kept.took(20.0, 21.0)
-    assert not kept.is_due(39.9)
-    assert kept.is_due(40.1)
+    def opened(self, name: str) -> AbstractContextManager[Deployment]:
+        return self.run.on_cluster(spec_of(name), (7.0, "epochs"))
 
 
 # Events.
@@ -163,7 +131,7 @@ def test_callback_that_says_true_stops_the_run() -> None:
 def test_changes_are_told_once() -> None:
     """Workers that came and went, in order, and then the list is empty."""
     scene = Scene(None)
-    deployment: Any = type("Deployment", (), {"changes": [Lost("a"), Joined("b", 2)]})()
+    deployment: Any = SimpleNamespace(changes=[Lost("a"), Joined("b", 2)], rebuilt=[])
     scene.run.note_changes(deployment)
     scene.run.note_changes(deployment)
     assert [(type(event), event.address) for event in scene.of_kind((WorkerLost, WorkerJoined))] == [
@@ -181,7 +149,34 @@ def test_mixed_kinds_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> Non
     assert len([record for record in caplog.records if "different kinds" in record.message]) == 1
 
 
-# Generations.
+def test_rebuilding_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """By an event and a line of the log: why, what it cost, and how far back; what the deployment rebuilt, once."""
+    scene = Scene(None)
+    scene.run.note_rebuild("shard 2 was lost.", "nothing", 7, updates_lost=11)
+    deployment: Any = SimpleNamespace(changes=[Lost("a")], rebuilt=[("the ledger was lost.", "a moment")])
+    scene.run.note_changes(deployment)
+    scene.run.note_changes(deployment)
+    first, second = scene.of_kind(Rebuilt)
+    assert (first.reason, first.lost, first.iteration, first.updates_lost) == ("shard 2 was lost.", "nothing", 7, 11)
+    assert (second.reason, second.lost, second.iteration) == ("the ledger was lost.", "a moment", None)
+    assert 0.0 <= first.seconds <= second.seconds
+    assert [type(event) for event in scene.events] == [Rebuilt, WorkerLost, Rebuilt]
+    assert "shard 2 was lost. Going on: nothing." in caplog.messages
+
+
+def test_what_is_validated_is_dropped_when_shards_go_back() -> None:
+    """Its snapshot is gone; a worker that is lost takes its parts only."""
+    scene, told = Scene(None), []
+    evaluation: Any = SimpleNamespace(drop=lambda: told.append("drop"), lose=told.append)
+    scene.run._validation = evaluation
+    deployment: Any = SimpleNamespace(changes=[Lost("a"), Joined("b", 1)], rebuilt=[])
+    scene.run.note_changes(deployment)
+    assert told == ["a"]
+    scene.run.note_rebuild("shard 0 was lost.", "nothing")
+    assert told == ["a", "drop"]
+
+
+# On the cluster.
 
 
 @pytest.fixture
@@ -189,71 +184,70 @@ def scene(client: Client, request: pytest.FixtureRequest) -> Scene:
     return Scene(client, name=request.node.name)
 
 
-def test_run_that_loses_nothing_has_one_generation(scene: Scene, client: Client) -> None:
-    """It is told what begins, and the outcome is handed back; nothing stays on the scheduler."""
-    generations = []
+def assert_nothing_left(client: Client) -> None:
+    scheduler = client.cluster.scheduler
+    eventually(lambda: not scheduler.tasks)
+    assert not [name for name in scheduler.plugins if "dask-belief" in name]
 
-    def live(deployment: Deployment) -> Outcome:
-        generations.append(deployment.generation)
-        return OUTCOME
 
-    assert scene.through(live, "one") is OUTCOME
-    assert generations == [0]
+def test_run_begins_and_ends_on_the_cluster(scene: Scene, client: Client) -> None:
+    """It is told what begins; the actors are there within the block, and nothing is after it."""
+    with scene.opened("one") as deployment:
+        assert deployment.directory.generation == 0
+        assert any("dask-belief" in name for name in client.cluster.scheduler.plugins)
     [started] = scene.of_kind(RunStarted)
     assert (started.method, started.n_rows, started.n_parameters, started.n_workers) == ("a method", 6, 3, 2)
     assert (started.planned, started.planned_unit) == (7.0, "epochs")
-    scheduler = client.cluster.scheduler
-    eventually(lambda: not scheduler.tasks)
-    assert not [name for name in scheduler.plugins if "dask-belief" in name]
+    assert_nothing_left(client)
 
 
-def test_lost_generation_is_followed_by_another(scene: Scene) -> None:
-    """With the next number, and said: why, and what it cost."""
-    generations = []
-
-    def live(deployment: Deployment) -> Outcome:
-        generations.append(deployment.generation)
-        if len(generations) < 3:
-            raise ActorLostError("shard 0 is gone.")
-        return OUTCOME
-
-    assert scene.through(live, "three") is OUTCOME
-    assert generations == [0, 1, 2]
-    assert [(event.reason, event.lost) for event in scene.of_kind(Rebuilt)] == [("shard 0 is gone.", "nothing")] * 2
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ActorLostError("gone"), ValueError("else")], ids=repr)
+def test_errors_end_the_run_as_they_are(scene: Scene, client: Client, error: BaseException) -> None:
+    """With nothing left behind."""
+    with pytest.raises(type(error)) as raised, scene.opened("ended"):
+        raise error
+    assert raised.value is error
+    assert_nothing_left(client)
 
 
-def test_run_gives_up_when_generation_after_generation_is_lost(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By an error, and not for ever, when no work is finished in between."""
-    monkeypatch.setattr(run_module, "_IDLE_GENERATIONS", 2)
-
-    def live(deployment: Deployment) -> Outcome:
-        raise ActorLostError("again")
-
-    with pytest.raises(ClusterError, match="3 generations of the run were lost one after another"):
-        scene.through(live, "short-lived")
-
-
-def test_other_errors_end_the_run(scene: Scene, client: Client) -> None:
-    """As they are, with nothing left behind."""
-
-    def live(deployment: Deployment) -> Outcome:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        scene.through(live, "interrupted")
-    scheduler = client.cluster.scheduler
-    eventually(lambda: not scheduler.tasks)
-    assert not [name for name in scheduler.plugins if "dask-belief" in name]
+def test_run_gives_up_when_actors_are_lost_again_and_again(scene: Scene) -> None:
+    """By an error, and not for ever; work that is finished in between begins the count anew."""
+    with (
+        pytest.raises(ClusterError, match="lost 6 times without any work finished"),
+        scene.opened("lost") as deployment,
+    ):
+        deployment.lost_shards = lambda: [0]  # type: ignore[method-assign]
+        for _ in range(2):
+            for _ in range(5):
+                deployment.find_losses(ActorLostError("again"))
+            deployment.progressed()
+        for _ in range(6):
+            deployment.find_losses(ActorLostError("again"))
 
 
-def test_worker_that_took_a_generation_along_is_told(own_client: Client) -> None:
-    """Listeners hear of the lost worker and of the rebuilding, in this order."""
+@pytest.mark.parametrize("is_of_the_run", [True, False])
+def test_whatever_goes_wrong_without_a_scheduler_is_told_as_that(is_of_the_run: bool) -> None:
+    """But for what replicas said of the objective and the data."""
+    client: Any = SimpleNamespace(status="closed")
+    run, error = Scene(client).run, NonFiniteError("row 3") if is_of_the_run else RuntimeError("cannot schedule")
+    with pytest.raises(NonFiniteError if is_of_the_run else ClusterError) as raised, run._while_connected():
+        raise error
+    if not is_of_the_run:
+        assert "the connection to Dask's scheduler is gone: RuntimeError" in str(raised.value)
+        assert raised.value.__cause__ is error
+
+
+def test_lost_worker_is_told_though_the_run_ends_by_it(own_client: Client) -> None:
+    """Listeners hear of what was noted last."""
     scene = Scene(own_client, name="along")
     lost: list[str] = []
-
-    def live(deployment: Deployment) -> Outcome:
-        if lost:
-            return OUTCOME
+    # Watching would start replicas, which have nothing to do here.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ActorLostError, match="shard 0"),
+        scene.opened("along") as deployment,
+    ):
+        patch.setattr(Deployment, "start_replicas", lambda self: None)
         lost.append(deployment.directory.shards[0].worker)
         close_worker(own_client, lost[0])
 
@@ -262,15 +256,90 @@ def test_worker_that_took_a_generation_along_is_told(own_client: Client) -> None
             return False
 
         eventually(never)
-        return OUTCOME
-
-    # Watching would start replicas, which have nothing to do here.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Deployment, "start_replicas", lambda self: None)
-        scene.through(live, "along")
-    kinds = [type(event) for event in scene.events]
-    assert kinds == [RunStarted, WorkerLost, Rebuilt]
+    assert [type(event) for event in scene.events if not isinstance(event, Rebuilt)] == [RunStarted, WorkerLost]
     assert [event.address for event in scene.of_kind(WorkerLost)] == lost
+
+
+# What is saved.
+
+
+class Vault:
+    """Notes what the run asks of its vault, and says what the test wants."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.saved: list[SavedNow] = []
+        self.due = False
+        self.is_place = True
+
+    def has_place(self, deployment: Any) -> bool:
+        return self.is_place
+
+    def look(self, deployment: Any) -> None:
+        self.told.append("look")
+
+    def poll(self, deployment: Any, now: float) -> SavedNow | None:
+        self.told.append("poll")
+        return self.saved.pop() if self.saved else None
+
+    def finish(self, deployment: Any, now: Callable[[], float]) -> SavedNow | None:
+        assert now() >= 0.0
+        return self.saved.pop() if self.saved else None
+
+    def is_due(self, now: float) -> bool:
+        return self.due
+
+    def begin(self, deployment: Any, state: Any, vectors: Any, now: float, own: Any) -> bool:
+        self.told.append((state, vectors, own))
+        return True
+
+
+def test_saves_are_told_and_begun_when_they_are_due() -> None:
+    """A save that is complete is an event; whether another is due is the vault's to say, after a look."""
+    scene, nowhere = Scene(None), cast(Deployment, None)
+    scene.run.vault = vault = cast(Any, Vault())
+    assert not scene.run.look_after_saves(nowhere)
+    assert vault.told == ["look", "poll"]
+    assert scene.of_kind(Saved) == []
+    vault.due = True
+    vault.saved = [SavedNow(SavedState(3, {}, {}), 0.25, 4096)]
+    assert scene.run.look_after_saves(nowhere)
+    vault.is_place = False
+    assert not scene.run.look_after_saves(nowhere)
+    [saved] = scene.of_kind(Saved)
+    assert saved == Saved(3, saved.seconds, 0.25, 4096)
+    vault.saved = [SavedNow(SavedState(4, {}, {}), 0.5, 1)]
+    scene.run.finish_save(nowhere)
+    scene.run.finish_save(nowhere)
+    assert len(scene.of_kind(Saved)) == 2
+
+
+def test_what_is_carried_goes_with_every_save() -> None:
+    """Beside what the method adds of its own."""
+    scene, nowhere = Scene(None), cast(Deployment, None)
+    ones, twos = np.ones(3), np.full(3, 2.0)
+    scene.run.facts = replace(scene.run.facts, carried={"sums": ones})
+    scene.run.vault = vault = cast(Any, Vault())
+    scene.run.begin_save(nowhere, {"a": 1}, {"x": None})
+    scene.run.begin_save(nowhere, {"a": 2}, None, {"best1": twos})
+    (first, vectors, carried), (second, others, more) = vault.told
+    assert 0.0 <= first.pop("seconds") <= second.pop("seconds")
+    assert (first, vectors, carried) == ({"a": 1}, {"x": None}, {"sums": ones})
+    assert (second, others, more) == ({"a": 2}, None, {"sums": ones, "best1": twos})
+
+
+def test_run_is_repeatable_unless_something_has_set_it_apart() -> None:
+    """Replicas of two kinds, or a loss after which it took another way."""
+    for kinds, was_set_back, is_repeatable in (
+        ((), False, True),
+        (("a",), False, True),
+        (("a", "b"), False, False),
+        (("a",), True, False),
+    ):
+        run = Scene(None).run
+        run.note_kinds(kinds)
+        run.was_set_back = was_set_back
+        assert run.is_repeatable == is_repeatable
 
 
 # The best point, and validation.
@@ -279,7 +348,7 @@ def test_worker_that_took_a_generation_along_is_told(own_client: Client) -> None
 @pytest.fixture
 def deployment(client: Client, request: pytest.FixtureRequest) -> Iterator[Deployment]:
     membership = Membership(client, request.node.name)
-    with deployed(client, spec_of(request.node.name), 0, membership) as deployment:
+    with deployed(client, spec_of(request.node.name), membership) as deployment:
         yield deployment
     membership.close()
 
@@ -328,7 +397,7 @@ def test_validation_is_told_with_the_moment_it_belongs_to(client: Client, deploy
     assert run.is_validation_due
     assert run.poll_validation() is None
     write(deployment, SNAPSHOT, 3)
-    run.start_validation(deployment.directory, passes=1.5)
+    run.start_validation(deployment, passes=1.5)
     assert not run.is_validation_due
     assert run.finish_validation() == {"loss": 12.0}
     [validated] = scene.of_kind(Validated)
@@ -343,7 +412,7 @@ def test_validation_is_polled_to_its_end(client: Client, deployment: Deployment)
     """The means come once, when all parts are there."""
     scene = Scene(client, has_validation=True, name="polled")
     write(deployment, SNAPSHOT, 2)
-    scene.run.start_validation(deployment.directory, passes=0.5)
+    scene.run.start_validation(deployment, passes=0.5)
     answers: list[dict[str, float]] = []
 
     def is_there() -> bool:
@@ -361,6 +430,6 @@ def test_nothing_is_validated_without_a_validation_set(client: Client, deploymen
     """None is due, and none is begun."""
     run = Scene(client, name="without").run
     assert not run.is_validation_due
-    run.start_validation(deployment.directory, 1.0)
+    run.start_validation(deployment, 1.0)
     assert run.poll_validation() is None
     assert run.finish_validation() == {}

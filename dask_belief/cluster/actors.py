@@ -18,7 +18,7 @@ from distributed.core import ConnectionPool
 from distributed.protocol.serialize import Serialize, to_serialize
 
 from dask_belief.cluster.futures import is_loss, let_go, wait_for
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.cluster.memory import keep_freed_memory
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
@@ -41,12 +41,15 @@ class ActorAddress:
     worker
         The address of its Dask worker.
     key
-        The key under which the worker knows it; new for each generation of a run.
+        The key under which the worker knows it; another for each that is made.
+    generation
+        How many were made in its place before.
     """
 
     name: str
     worker: str
     key: str
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,11 @@ class DirectLine:
         if self._own is not None and self._own.address == worker:
             return await self._call_own(self._own, message)
         # Distributed tries a refused connection again for 30 seconds, within which nobody hears of the loss.
-        comm = await self._pool.connect(worker, timeout=LIMITS.connect_seconds)
+        try:
+            comm = await self._pool.connect(worker, timeout=limits().connect_seconds)
+        except RuntimeError as error:
+            # So says a pool that was closed with its own worker.
+            raise OSError(str(error)) from error
         self._pool.reuse(worker, comm)
         try:
             reply: dict[str, Any] = await self._pool(worker).actor_execute(**message.packed())
@@ -154,6 +161,9 @@ class Caller:
         self._loop = loop
         self._line = line
         self.own_address = own_address
+        self._lost: set[str] = set()
+        # The messages that are under way, by worker; touched on the event loop alone.
+        self._under_way: dict[str, set[asyncio.Future[dict[str, Any]]]] = {}
 
     def hands_over(self, actor: ActorAddress) -> bool:
         """Whether the actor gets the caller's arrays themselves instead of copies that travelled."""
@@ -180,25 +190,33 @@ class Caller:
         return cls(loop, DirectLine(client.rpc))
 
     async def call(
-        self, actor: ActorAddress, method: str, *arguments: object, timeout_seconds: float = LIMITS.call_seconds
+        self, actor: ActorAddress, method: str, *arguments: object, timeout_seconds: float | None = None
     ) -> Any:
         """Call one method of an actor and wait for its reply.
+
+        Parameters
+        ----------
+        actor, method, arguments
+            What is called, and with what.
+        timeout_seconds
+            How long to wait for the reply; None for `Limits.call_seconds`.
 
         Raises
         ------
         CallTimeoutError
-            When there is no reply within `timeout_seconds`.
+            When there is no reply within the limit.
         ActorLostError
-            When the worker cannot be reached, closed the connection, or does not know the actor.
+            When the worker cannot be reached, closed the connection, does not know the actor, or is taken for lost.
         Exception
             Whatever the method raised.
         """
         message = Message(actor.key, method, arguments)
+        limit_seconds = limits().call_seconds if timeout_seconds is None else timeout_seconds
         try:
-            reply = await asyncio.wait_for(self._line(actor.worker, message), timeout_seconds)
+            reply = await self._reply(actor.worker, message, limit_seconds)
         except TimeoutError as error:
             raise CallTimeoutError(
-                f"{actor.name} on {actor.worker} did not answer {method!r} within {timeout_seconds:g} seconds. The "
+                f"{actor.name} on {actor.worker} did not answer {method!r} within {limit_seconds:g} seconds. The "
                 "worker may be frozen or overloaded: look at it in the dashboard."
             ) from error
         except OSError as error:
@@ -213,20 +231,55 @@ class Caller:
             raise ActorLostError(f"{actor.name} on {actor.worker} took no {method!r}: its worker closes.") from raised
         raise raised
 
+    async def _reply(self, worker: str, message: Message, limit_seconds: float) -> dict[str, Any]:
+        """Send a message and wait for its reply, unless the worker is taken for lost before or meanwhile."""
+        if worker in self._lost:
+            raise OSError("the worker was lost")
+        sent = asyncio.ensure_future(self._line(worker, message))
+        under_way = self._under_way.setdefault(worker, set())
+        under_way.add(sent)
+        try:
+            return await asyncio.wait_for(sent, limit_seconds)
+        except asyncio.CancelledError as error:
+            # Whoever waits here may have been cancelled instead, and then it stays so.
+            waiting = asyncio.current_task()
+            if sent in under_way or (waiting is not None and waiting.cancelling()):
+                raise
+            raise OSError("the worker was lost meanwhile") from error
+        finally:
+            under_way.discard(sent)
+
+    def lose(self, worker: str) -> None:
+        """Fail the calls to a worker that are under way, and all later ones, at once; from any thread."""
+        self._lost.add(worker)
+        self._loop.call_soon_threadsafe(self._cut, worker)
+
+    def found(self, worker: str) -> None:
+        """Take back that a worker is lost; from any thread."""
+        self._lost.discard(worker)
+
+    def _cut(self, worker: str) -> None:
+        under_way = self._under_way.pop(worker, set())
+        calls = list(under_way)
+        under_way.clear()
+        for call in calls:
+            call.cancel()
+
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
         """Run a coroutine, such as `call`, on the event loop; the caller's thread goes on."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def run(self, coroutine: Coroutine[Any, Any, Result], timeout_seconds: float = LIMITS.call_seconds) -> Result:
+    def run(self, coroutine: Coroutine[Any, Any, Result], timeout_seconds: float | None = None) -> Result:
         """Run a coroutine on the event loop and wait for it, at most a little longer than its own calls may take."""
+        limit_seconds = limits().call_seconds if timeout_seconds is None else timeout_seconds
         running = self.start(coroutine)
         try:
-            return running.result(timeout_seconds + 5.0)
+            return running.result(limit_seconds + 5.0)
         except concurrent.futures.TimeoutError as error:
             if running.done():
                 raise
             running.cancel()
-            raise CallTimeoutError(f"the event loop did not end a call within {timeout_seconds:g} seconds.") from error
+            raise CallTimeoutError(f"the event loop did not end a call within {limit_seconds:g} seconds.") from error
         except BaseException:
             running.cancel()
             raise
@@ -263,7 +316,7 @@ def made(kind: type[Result], *arguments: object) -> Result:
 
 
 class ActorHost:
-    """Makes the actors of one generation of a run and holds their futures: dropped, they are gone.
+    """Makes the actors of a run and holds their futures: dropped, they are gone.
 
     An actor is made with a strict ``workers=[address]``: one that Dask may move is stolen while it is made, and then
     no longer where its address says.
@@ -272,34 +325,41 @@ class ActorHost:
     def __init__(self, client: Client, prefix: str) -> None:
         self._client = client
         self._prefix = prefix
-        self._futures: list[Future[object]] = []
+        self._futures: dict[str, Future[object]] = {}
 
-    def spawn(self, kind: type, name: str, worker: str, *arguments: object) -> ActorAddress:
+    def spawn(self, kind: type, name: str, worker: str, *arguments: object, generation: int = 0) -> ActorAddress:
         """Begin to make an actor of class `kind` on `worker`; `ready` waits for it."""
-        key = f"{kind.__name__.lower()}-{self._prefix}-{name.replace(' ', '-')}"
+        key = f"{kind.__name__.lower()}-{self._prefix}-{name.replace(' ', '-')}-{generation}"
         future = self._client.submit(
             made, kind, *arguments, actor=True, key=key, workers=[worker], allow_other_workers=False, pure=False
         )
-        self._futures.append(future)
-        return ActorAddress(name=name, worker=worker, key=key)
+        self._futures[key] = future
+        return ActorAddress(name=name, worker=worker, key=key, generation=generation)
 
-    def ready(self, timeout_seconds: float = LIMITS.start_seconds) -> None:
-        """Wait until every actor is there; raises what a constructor raised, or `ActorLostError` past the limit."""
+    def ready(self, actors: Iterable[ActorAddress], timeout_seconds: float | None = None) -> None:
+        """Wait until actors are there; raises what a constructor raised, or `ActorLostError` past the limit."""
+        limit_seconds = limits().start_seconds if timeout_seconds is None else timeout_seconds
+        futures = [self._futures[actor.key] for actor in actors]
         try:
-            wait_for(self._futures, timeout_seconds)
+            wait_for(futures, limit_seconds)
         except TimeoutError as error:
-            missing = [future.key for future in self._futures if future.status != "finished"]
+            missing = [future.key for future in futures if future.status != "finished"]
             raise ActorLostError(
-                f"actors {missing} were not made within {timeout_seconds:g} seconds: their workers are gone or busy."
+                f"actors {missing} were not made within {limit_seconds:g} seconds: their workers are gone or busy."
             ) from error
-        for future in self._futures:
+        for future in futures:
             if future.status != "finished":
-                found = future.exception(timeout=timeout_seconds)
+                found = future.exception(timeout=limit_seconds)
                 if found is None or is_loss(found):
                     raise ActorLostError(f"{future.key} was lost while the actors were made.") from found
                 raise found
 
+    def drop(self, actor: ActorAddress) -> None:
+        """Let one actor go."""
+        if actor.key in self._futures:
+            let_go(self._client, [self._futures.pop(actor.key)])
+
     def close(self) -> None:
         """Let the actors go."""
-        let_go(self._client, self._futures)
+        let_go(self._client, self._futures.values())
         self._futures.clear()

@@ -47,6 +47,15 @@ def connected(client: Client | None) -> Iterator[Client]:
         yield client
 
 
+def current_client() -> Client:
+    """Give Dask's current client, for what needs a cluster that outlives this process; raises `ArgumentError`."""
+    try:
+        found: Client = default_client()
+    except ValueError as error:
+        raise ArgumentError("client: there is no current Dask client; give the cluster's.") from error
+    return found
+
+
 def _check(client: Client) -> None:
     if client.asynchronous:
         raise ArgumentError("client: an asynchronous client was given; train() blocks, so pass a synchronous one.")

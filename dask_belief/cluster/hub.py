@@ -64,6 +64,9 @@ class Hub(ABC):
         self._kinds: set[str] = set()
         self._is_over = False
         self._bell = Bell()
+        # Where the shards are: what the driver told last, and its number.
+        self._directory: object | None = None
+        self._directory_number = -1
 
     @abstractmethod
     def _join(self, replica: str) -> None:
@@ -104,6 +107,31 @@ class Hub(ABC):
             look = max(self._next_look() - now, _LEAST_LOOK_SECONDS)
             await self._bell.wait(min(until - now, look, _LOOK_SECONDS))
         return Over()
+
+    async def publish(self, generation: int, number: int, directory: object) -> None:
+        """Tell where the shards are from now on."""
+        self._check(generation)
+        self._directory, self._directory_number = directory, number
+        self._bell.ring()
+
+    async def directory(self, generation: int, replica: str, known: int, limit_seconds: float) -> object | None:
+        """Give a directory of the shards with a number above `known`; None when the limit passes first.
+
+        Raises
+        ------
+        StaleError
+            When the replica was counted out, or the run is over.
+        """
+        self._check(generation)
+        until = time.monotonic() + limit_seconds
+        while True:
+            if self._is_over or replica not in self._replicas:
+                raise StaleError(f"{replica} is not a part of this run any more, and is told of no shards.")
+            if self._directory_number > known:
+                return self._directory
+            if (now := time.monotonic()) >= until:
+                return None
+            await self._bell.wait(until - now)
 
     async def leave(self, generation: int, replica: str) -> None:
         """Count a replica out: its leases go to others."""

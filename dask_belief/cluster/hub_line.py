@@ -13,7 +13,7 @@ from typing import Any
 
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.hub import Over
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.cluster.replicas import Standing
 from dask_belief.errors import CallTimeoutError, StaleError
 
@@ -26,8 +26,8 @@ class HubLine:
 
     Parameters
     ----------
-    hub, generation
-        The hub's address, and the generation of the run.
+    hub
+        The hub's address.
     replica, standing, caller
         The replica's name, its standing as a Dask task, and the way to actors.
     on_lease
@@ -37,14 +37,12 @@ class HubLine:
     def __init__(
         self,
         hub: ActorAddress,
-        generation: int,
         replica: str,
         standing: Standing,
         caller: Caller,
         on_lease: Callable[[Any], None],
     ) -> None:
         self._hub = hub
-        self._generation = generation
         self._replica = replica
         self._standing = standing
         self._caller = caller
@@ -52,7 +50,7 @@ class HubLine:
 
     async def call(self, method: str, *arguments: object) -> Any:
         """Call a method of the hub in this replica's name."""
-        return await self._caller.call(self._hub, method, self._generation, self._replica, *arguments)
+        return await self._caller.call(self._hub, method, self._hub.generation, self._replica, *arguments)
 
     def start(self, method: str, *arguments: object) -> Asked:
         """Begin such a call; the replica's thread goes on."""
@@ -68,7 +66,7 @@ class HubLine:
         return self._caller.start(self._question())
 
     async def _question(self) -> Any:
-        answer = await self.call("next_lease", LIMITS.poll_seconds)
+        answer = await self.call("next_lease", limits().poll_seconds)
         self._standing.heard()
         if answer is not None and not isinstance(answer, Over):
             # Before the replica can see the lease: what it has taken already must not be read once more.
@@ -83,13 +81,17 @@ class HubLine:
         CallTimeoutError, ActorLostError
             When the hub does not answer.
         """
-        limit_seconds = LIMITS.poll_seconds + LIMITS.call_seconds + 5.0
+        limit_seconds = limits().poll_seconds + limits().call_seconds + 5.0
         try:
             return asked.result(limit_seconds)
         except concurrent.futures.TimeoutError as error:
             if asked.done():
                 raise
             raise CallTimeoutError(f"{self._hub.name} gave no answer within {limit_seconds:g} seconds.") from error
+
+    async def directory(self, known: int) -> Any:
+        """Ask for a directory of the shards newer than number `known`; None when there is none at this moment."""
+        return await self.call("directory", known, limits().poll_seconds)
 
     def report_after(self, sent: concurrent.futures.Future[Any] | None, report: object) -> Asked:
         """Begin to report a lease, once the push that belongs to it is through.

@@ -1,7 +1,15 @@
-"""How long the package waits for what: one place, so that nothing waits for ever."""
+"""How long the package waits for what: one place, so that nothing waits for ever.
+
+The limits of a run are a matter of context: whoever begins a run, or a task of one, does it within `limited_by`, and
+whatever waits asks `limits` as it begins to wait. A new thread has the default limits, unless it is told otherwise; a
+coroutine that is handed to an event loop has those of the thread that handed it over.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 
 from dask_belief.errors import ArgumentError
@@ -29,6 +37,8 @@ class Limits:
         How long the replicas are given to end at the end of a run before they are cancelled.
     no_progress_seconds
         After so long without any finished work the run ends with an error.
+    frozen_seconds
+        A worker that the scheduler has not heard of for so long is taken for lost by the run.
     """
 
     call_seconds: float = 60.0
@@ -39,6 +49,7 @@ class Limits:
     start_seconds: float = 60.0
     stop_seconds: float = 5.0
     no_progress_seconds: float = 600.0
+    frozen_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -47,4 +58,20 @@ class Limits:
                 raise ArgumentError(f"{field.name}: a limit must be a positive number of seconds, got {value!r}.")
 
 
-LIMITS = Limits()
+_DEFAULT = Limits()
+_in_force: ContextVar[Limits] = ContextVar("dask_belief_limits", default=_DEFAULT)
+
+
+def limits() -> Limits:
+    """Give the limits that are in force here."""
+    return _in_force.get()
+
+
+@contextlib.contextmanager
+def limited_by(chosen: Limits) -> Iterator[None]:
+    """Put other limits in force, for as long as the block lasts."""
+    token = _in_force.set(chosen)
+    try:
+        yield
+    finally:
+        _in_force.reset(token)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_belief.errors import NoWorkersError
@@ -10,7 +11,7 @@ from dask_belief.errors import NoWorkersError
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the actors of one generation go.
+    """Where the actors of a run go as it begins.
 
     Attributes
     ----------
@@ -41,6 +42,30 @@ def place(workers: Sequence[str], n_shards: int) -> Placement:
     shards = tuple(ordered[index % len(ordered)] for index in range(n_shards))
     hub = min(reversed(ordered), key=shards.count)
     return Placement(shards=shards, hub=hub)
+
+
+def place_one(workers: Iterable[str], taken: Iterable[str], avoid: Collection[str] = ()) -> str:
+    """The worker for one more actor: where fewest are already, and if it can be, none of those to avoid.
+
+    Parameters
+    ----------
+    workers
+        Those that are there.
+    taken
+        The worker of each actor that stays.
+    avoid
+        Workers whose loss the actor should outlive: where its copy is, or what was saved of it.
+
+    Raises
+    ------
+    NoWorkersError
+        When there are no workers.
+    """
+    counts = Counter(taken)
+    ordered = sorted(workers, key=lambda worker: (worker in avoid, counts[worker], worker))
+    if not ordered:
+        raise NoWorkersError("the cluster has no worker to place an actor on. Start workers, then go on.")
+    return ordered[0]
 
 
 def replicas_to_start(

@@ -14,15 +14,15 @@ from dask.typing import Key
 from distributed import Client, Future, Worker, get_worker, secede
 
 from dask_belief.backend import get_backend
+from dask_belief.cluster import memory
 from dask_belief.cluster.futures import let_go, wait_for
-from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.memory import give_back_memory, keep_freed_memory
+from dask_belief.cluster.limits import Limits, limited_by, limits
 from dask_belief.errors import ActorLostError, CallTimeoutError, StaleError
 
 logger = logging.getLogger(__name__)
 
-_READ_AHEAD_BYTES = 128 * 2**20
-_READ_AHEAD_SHARE = 0.05
+NO_WORKER_SECONDS = 0.5
+"""How long the scheduler waits for a worker that it is to send data to, and that may have left this moment."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class _Running:
 
 
 class ReplicaPool:
-    """The replicas of one generation of a run.
+    """The replicas of a run.
 
     Parameters
     ----------
     client
         The run's client.
     prefix
-        Names run and generation; part of each replica's key.
+        Names the run; part of each replica's key.
     function
         What a replica runs: ``function(spec, dataset, replica_name)``; it calls `stand_aside` first.
     spec
@@ -123,7 +123,7 @@ class ReplicaPool:
         """The data set on a worker: sent once, however many replicas it has."""
         if worker not in self._datasets:
             [self._datasets[worker]] = self._client.scatter(
-                [self._dataset], workers=[worker], hash=False, timeout=LIMITS.start_seconds
+                [self._dataset], workers=[worker], hash=False, timeout=NO_WORKER_SECONDS
             )
         return self._datasets[worker]
 
@@ -140,6 +140,15 @@ class ReplicaPool:
             let_go(self._client, [self._datasets.pop(worker)])
         return names
 
+    def renew(self, spec: object) -> None:
+        """Start replicas with another spec from now on; those that run keep theirs."""
+        self._spec = spec
+
+    def drop(self) -> None:
+        """Cancel and forget all replicas; others can be started."""
+        let_go(self._client, [running.future for running in self._running.values()])
+        self._running.clear()
+
     def ended(self) -> list[Ended]:
         """The replicas that ended since the last time, which are forgotten."""
         ended = []
@@ -147,21 +156,22 @@ class ReplicaPool:
             if not running.future.done():
                 continue
             del self._running[name]
-            future, limit_seconds = running.future, LIMITS.call_seconds
+            future, limit_seconds = running.future, limits().call_seconds
             if future.status == "finished":
                 ended.append(Ended(name, running.worker, None, str(future.result(timeout=limit_seconds))))
             else:
                 ended.append(Ended(name, running.worker, future.exception(timeout=limit_seconds), None))
         return ended
 
-    def stop(self, timeout_seconds: float = LIMITS.stop_seconds) -> None:
-        """Give the replicas a moment to end by themselves, then cancel them."""
+    def stop(self, timeout_seconds: float | None = None) -> None:
+        """Give the replicas a moment to end by themselves, `Limits.stop_seconds` if none is given, then cancel them."""
+        limit_seconds = limits().stop_seconds if timeout_seconds is None else timeout_seconds
         futures: list[Future[object]] = [running.future for running in self._running.values()]
         if futures and self._client.status == "running":
             try:
-                wait_for(futures, timeout_seconds)
+                wait_for(futures, limit_seconds)
             except TimeoutError:
-                logger.info("%d replicas did not end within %g s and are cancelled", len(futures), timeout_seconds)
+                logger.info("%d replicas did not end within %g s and are cancelled", len(futures), limit_seconds)
         let_go(self._client, [*futures, *self._datasets.values()])
         self._running.clear()
         self._datasets.clear()
@@ -186,8 +196,8 @@ class Standing:
     @property
     def memory_bytes(self) -> float:
         """The replica's part of its worker's memory limit; 2.5 GiB where there is no limit."""
-        limit = self.worker.memory_manager.memory_limit
-        return limit / self.worker.state.nthreads if limit else 2.5 * 2**30
+        limit = self.worker.memory_manager.memory_limit or 0
+        return memory.WorkerMemory(limit, self.worker.state.nthreads).replica_bytes
 
     @property
     def is_cancelled(self) -> bool:
@@ -200,7 +210,7 @@ class Standing:
     def should_end(self) -> bool:
         """Whether it is cancelled, or the hub has been silent for too long; asked between two leases."""
         asked_at = self._asked_at
-        is_silent = asked_at is not None and time.monotonic() - asked_at > LIMITS.silence_seconds
+        is_silent = asked_at is not None and time.monotonic() - asked_at > limits().silence_seconds
         return is_silent or self.is_cancelled
 
 
@@ -209,13 +219,13 @@ def stand_aside() -> Standing:
     worker = get_worker()
     standing = Standing(worker, worker.get_current_task())
     secede()
-    keep_freed_memory(standing.memory_bytes)
+    memory.keep_freed_memory(standing.memory_bytes)
     return standing
 
 
 def read_ahead_bytes(standing: Standing) -> int:
-    """Bytes of data that a replica may have read ahead: a twentieth of its memory, and 128 MiB at most."""
-    return max(1, min(_READ_AHEAD_BYTES, int(_READ_AHEAD_SHARE * standing.memory_bytes)))
+    """Bytes of data that a replica may have read ahead, see `cluster.memory`."""
+    return memory.read_ahead_bytes(standing.memory_bytes)
 
 
 class Life(Protocol):
@@ -228,7 +238,7 @@ class Life(Protocol):
         """Let go of threads."""
 
 
-def live(replica: str, backend: str, make: Callable[[Standing], Life]) -> str:
+def live(replica: str, backend: str, limits: Limits, make: Callable[[Standing], Life]) -> str:
     """Live as a replica within a Dask task: stand aside, compute with one thread, end quietly when the server is lost.
 
     Parameters
@@ -237,6 +247,8 @@ def live(replica: str, backend: str, make: Callable[[Standing], Life]) -> str:
         Its name.
     backend
         The name of the backend that it computes with.
+    limits
+        Those of the run, in force as long as it lives.
     make
         Makes what it does from its standing.
 
@@ -249,7 +261,8 @@ def live(replica: str, backend: str, make: Callable[[Standing], Life]) -> str:
     chosen = get_backend(backend)
     chosen.single_thread()
     with contextlib.ExitStack() as at_end:
-        at_end.callback(give_back_memory)
+        at_end.enter_context(limited_by(limits))
+        at_end.callback(memory.give_back_memory)
         life = at_end.enter_context(contextlib.closing(make(standing)))
         try:
             with chosen.computing():

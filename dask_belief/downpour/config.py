@@ -31,6 +31,9 @@ class Downpour:
         Replicas that train at once; None for one on every worker thread.
     n_shards
         Parameter shards. A shard holds at least 65,536 parameters.
+    shard_copies
+        Further actors for each shard, 0 or 1. With 1 a push counts when both have it, and the loss of a worker loses no
+        update; without, a lost shard goes back to what was saved of it a few seconds before.
     rule
         How a shard applies a push: `SGD`, `Momentum`, `Nesterov`, `Adagrad`, `RMSProp` or `Adam`, at a rate that may
         be a schedule by the shard's count of updates.
@@ -81,6 +84,7 @@ class Downpour:
 
     n_replicas: int | None = None
     n_shards: int = 1
+    shard_copies: int = 0
     rule: Rule = field(default_factory=lambda: Adagrad(0.02))
     batch_size: int = 100
     n_fetch: int = 1
@@ -119,6 +123,8 @@ class Downpour:
                 f"{self.rule.__name__ if isinstance(self.rule, type) else type(self.rule).__name__}."
             )
         check_staleness(self.staleness)
+        if self.shard_copies not in (0, 1):
+            raise ArgumentError(f"shard_copies: expected 0 or 1, got {self.shard_copies!r}.")
         if self.lag > self.n_fetch:
             raise ArgumentError(
                 f"fetch_lag: {self.fetch_lag} is more than n_fetch={self.n_fetch}: the next fetch would begin before "

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.errors import CallTimeoutError
-from dask_belief.parameter_server.client import Directory, Exchange, Exchanged, Traffic
+from dask_belief.parameter_server.directory import Directory
+from dask_belief.parameter_server.exchange import Exchange, Exchanged, Traffic
 from dask_belief.parameter_server.selection import Selection
 
 Vector = NDArray[np.floating]
@@ -77,7 +78,7 @@ class Courier:
     backend
         Where the replica's vectors live; what travels is host memory.
     limit_seconds
-        How long to wait for one exchange.
+        How long to wait for one exchange; None for twice the limit of a call.
 
     Attributes
     ----------
@@ -91,13 +92,13 @@ class Courier:
         carry: Carry,
         caller: Caller,
         backend: Backend,
-        limit_seconds: float = 2 * LIMITS.call_seconds,
+        limit_seconds: float | None = None,
     ) -> None:
         self._directory = directory
         self._carry = carry
         self._caller = caller
         self._backend = backend
-        self._limit_seconds = limit_seconds
+        self._limit_seconds = 2 * limits().call_seconds if limit_seconds is None else limit_seconds
         self._line: deque[_UnderWay] = deque()
         self._last: concurrent.futures.Future[Exchanged] | None = None
         self._free: list[Vector] = []

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.courier import Arrived, Carry, Courier
 from dask_belief.objective import Objective, penalised_of
-from dask_belief.parameter_server.client import Directory, Exchange, Exchanged, Traffic
+from dask_belief.parameter_server.directory import Directory, Renew
+from dask_belief.parameter_server.exchange import Exchange, Exchanged, Traffic
 from dask_belief.parameter_server.executor import Ahead, PlainExecutor
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.updates import UpdateSpec
@@ -31,7 +32,7 @@ class StepSpec:
     ----------
     replica
         The name of the replica.
-    objective, directory, caller, backend
+    objective, directory, caller, backend, renew
         See `PlainExecutor`.
     method
         The options of the run: rule, penalty, and how often is fetched.
@@ -43,6 +44,7 @@ class StepSpec:
     caller: Caller
     backend: Backend
     method: Downpour
+    renew: Renew | None = None
 
 
 class PlainStepExecutor(PlainExecutor):
@@ -59,12 +61,12 @@ class PlainStepExecutor(PlainExecutor):
     is_sparse = False
 
     def __init__(self, spec: StepSpec, carry: Carry | None = None) -> None:
-        super().__init__(spec.objective, spec.directory, spec.caller, spec.backend)
+        super().__init__(spec.objective, spec.directory, spec.caller, spec.backend, spec.renew)
         self._replica = spec.replica
         self._method = spec.method
         self._rule = spec.method.rule
         # An exchange may wait for other replicas, and they are waited for as long as a run may stall.
-        limit_seconds = 2 * LIMITS.call_seconds + spec.method.stalled_after_seconds
+        limit_seconds = 2 * limits().call_seconds + spec.method.stalled_after_seconds
         self._courier = Courier(spec.directory, carry or self.server.exchange, spec.caller, spec.backend, limit_seconds)
         # The parameters in use: a buffer of the courier's where the backend computes on the host.
         self._used = self._courier.buffer()

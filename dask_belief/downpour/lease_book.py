@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dask_belief.parameter_server.messages import Finished, LeaseKey
 from dask_belief.seeds import stream
@@ -49,6 +50,23 @@ class BookState:
     steps: int
     rows: int
     is_released: bool = False
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe it by plain JSON."""
+        return {
+            "epoch": self.finished.epoch,
+            "finished": [list(key) for key in sorted(self.finished.more)],
+            "steps": self.steps,
+            "rows": self.rows,
+            "is_released": self.is_released,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BookState:
+        """Rebuild it from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
+        more = frozenset(LeaseKey(int(epoch), int(lease)) for epoch, lease in config["finished"])
+        finished = Finished(int(config["epoch"]), more)
+        return cls(finished, int(config["steps"]), int(config["rows"]), bool(config["is_released"]))
 
 
 class LeaseBook:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dask_belief.cluster.hub import Hub
 from dask_belief.downpour.clocks import Clocks
@@ -13,6 +14,7 @@ from dask_belief.downpour.lease_book import BookState, LeaseBook, RowLease
 from dask_belief.downpour.rounds import Rounds
 from dask_belief.errors import StaleError
 from dask_belief.monitoring.events import ReplicaProgress
+from dask_belief.optim.stopping import number_from_json, number_to_json
 from dask_belief.parameter_server.consistency import MaxStaleness, Staleness, Synchronous
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, Round
 
@@ -102,6 +104,37 @@ class LedgerStatus:
     n_replicas: int
     kinds: tuple[str, ...]
     replicas: tuple[ReplicaProgress, ...]
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """What a ledger is made anew from, and what is saved of it.
+
+    Attributes
+    ----------
+    book
+        The finished leases.
+    loss_sum, loss_rows
+        See `LedgerStatus`.
+    """
+
+    book: BookState
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe it by plain JSON."""
+        return {
+            "book": self.book.to_config(),
+            "loss_sum": number_to_json(self.loss_sum),
+            "loss_rows": self.loss_rows,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LedgerState:
+        """Rebuild it from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
+        book = BookState.from_config(config["book"])
+        return cls(book, float(number_from_json(config["loss_sum"])), int(config["loss_rows"]))
 
 
 class Ledger(Hub):
@@ -222,15 +255,29 @@ class Ledger(Hub):
 
     # For the driver.
 
-    async def restore(self, generation: int, state: BookState) -> None:
-        """Go on from a saved state, before any replica starts."""
-        self._check(generation)
-        self._book = self._spec.book(state)
+    async def restore(self, generation: int, state: LedgerState, n_rounds: int = 0) -> None:
+        """Go on from a saved state, before any replica starts.
 
-    async def state(self, generation: int) -> BookState:
+        Parameters
+        ----------
+        generation
+            Of this ledger.
+        state
+            What was saved.
+        n_rounds
+            Rounds of synchronous training that shards have closed.
+        """
+        self._check(generation)
+        self._book = self._spec.book(state.book)
+        self._loss_sum, self._loss_rows = state.loss_sum, state.loss_rows
+        self._is_over = self._book.is_over
+        if self._rounds is not None:
+            self._rounds.begin_at(n_rounds)
+
+    async def state(self, generation: int) -> LedgerState:
         """What to save; taken before the shards', so that no lease counts as finished whose pushes are not saved."""
         self._check(generation)
-        return self._book.state()
+        return LedgerState(self._book.state(), self._loss_sum, self._loss_rows)
 
     async def wait(self, generation: int, n_finished: int, limit_seconds: float) -> LedgerStatus:
         """Give the status as soon as more than `n_finished` leases are finished, or when the limit passes."""

@@ -7,7 +7,7 @@ import time
 from collections import deque
 
 from dask_belief.cluster.hub_line import Asked, HubLine
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.errors import CallTimeoutError
 
 
@@ -62,10 +62,10 @@ class Pace:
         self.waiting_seconds += time.monotonic() - began
 
     def _ask(self) -> None:
-        self._asked.append(self._hub.start("tick", self._done, LIMITS.poll_seconds))
+        self._asked.append(self._hub.start("tick", self._done, limits().poll_seconds))
 
     def _take(self) -> None:
-        limit_seconds = LIMITS.poll_seconds + LIMITS.call_seconds + 5.0
+        limit_seconds = limits().poll_seconds + limits().call_seconds + 5.0
         try:
             self._allowed = self._asked.popleft().result(limit_seconds)
         except concurrent.futures.TimeoutError as error:

@@ -32,9 +32,9 @@ from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.sparse_executor import is_sparse
 from dask_belief.errors import ArgumentError, DataError, MissingStoreError
 from dask_belief.models.network import Network
-from dask_belief.parameter_server.client import Directory
 from dask_belief.parameter_server.consistency import ElasticAveraging, Synchronous
 from dask_belief.parameter_server.deployment import Deployment
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.messages import LeaseKey, Logged, StepKey
 from dask_belief.parameter_server.ranges import pieces
 from dask_belief.run import Facts
@@ -69,7 +69,7 @@ class Recorder:
         self._is_sparse = is_sparse(facts.objective, method, "numpy")
         self._group = zarr.open_group(str(path), mode="w")
         self._write("initial", facts.initial)
-        self._n_generations = 0
+        self._is_broken = False
         self._head: dict[str, Any] = {
             "format": FORMAT,
             "is_whole": False,
@@ -87,16 +87,17 @@ class Recorder:
         self._group.create_array(name, shape=vector.shape, dtype=vector.dtype, overwrite=True)[...] = vector
 
     def begin(self, directory: Directory) -> None:
-        """Note where the shards' borders are, as a generation begins."""
-        self._n_generations += 1
-        if self._n_generations > 1:
-            return
+        """Note where the shards' borders are, as the run begins."""
         self._head["shards"] = [[span.start, span.stop] for span in directory.ranges]
         for number in range(n_pieces(directory.ranges, directory.dtype)):
             self._group.create_array(
                 f"pieces/{number}", shape=(0, _COLUMNS), chunks=(65_536, _COLUMNS), dtype=np.int64, overwrite=True
             )
         self._group.attrs[ATTRIBUTE] = self._head
+
+    def break_off(self) -> None:
+        """Note that shards or ledger were made anew: what they had not told is missing."""
+        self._is_broken = True
 
     def collect(self, deployment: Deployment) -> None:
         """Write what was exchanged since the last time."""
@@ -110,13 +111,17 @@ class Recorder:
     def close(self, deployment: Deployment, last: Vector, kinds: Sequence[str]) -> None:
         """Write the rest, as the run has ended at parameters `last`.
 
-        A record in which a generation of shards was lost stays without ``is_whole``: what they had not told is missing.
+        A record of a run that lost shards or ledger stays without ``is_whole``: what they had not told is missing.
         """
         self.collect(deployment)
         self._write("last", last)
+        if self._is_broken:
+            # Without what is missing, nobody knows what a fetch held.
+            self._group.attrs[ATTRIBUTE] = self._head | {"kinds": sorted(kinds)}
+            return
         tables = [np.asarray(self._array(number)[...]) for number in range(deployment.server.n_pieces)]
         self._write("fetches", fetches(tables, self._method, self._is_sparse))
-        self._head |= {"is_whole": self._n_generations == 1, "kinds": sorted(kinds)}
+        self._head |= {"is_whole": not self._is_broken, "kinds": sorted(kinds)}
         self._group.attrs[ATTRIBUTE] = self._head
 
 

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Coroutine, Iterator
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import ActorAddress, Caller, Message
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.data.dataset import Dataset, DatasetLike, as_dataset
 from dask_belief.data.units import UnitPlan
 from dask_belief.downpour.config import Downpour
@@ -38,8 +39,9 @@ from dask_belief.downpour.trainer import Trainer, Work
 from dask_belief.errors import ArgumentError, DataError, NoProgressError
 from dask_belief.models.network import Network
 from dask_belief.objective import Objective, check_objective, penalised_of
-from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import Synchronous
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.messages import LeaseKey, Logged, Round, StepKey
 from dask_belief.parameter_server.ranges import pieces
 from dask_belief.parameter_server.shard import Shard, ShardSpec
@@ -175,12 +177,13 @@ class _ReplayCaller(Caller):
     """Calls without a limit of their own: an exchange may have to wait for everything before it."""
 
     async def call(
-        self, actor: ActorAddress, method: str, *arguments: object, timeout_seconds: float = _NO_LIMIT
+        self, actor: ActorAddress, method: str, *arguments: object, timeout_seconds: float | None = None
     ) -> Any:
-        return await super().call(actor, method, *arguments, timeout_seconds=timeout_seconds)
+        limit_seconds = _NO_LIMIT if timeout_seconds is None else timeout_seconds
+        return await super().call(actor, method, *arguments, timeout_seconds=limit_seconds)
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], timeout_seconds: float = _NO_LIMIT) -> Any:
-        return super().run(coroutine, timeout_seconds)
+    def run(self, coroutine: Coroutine[Any, Any, Any], timeout_seconds: float | None = None) -> Any:
+        return super().run(coroutine, _NO_LIMIT if timeout_seconds is None else timeout_seconds)
 
 
 class _Replay:
@@ -226,10 +229,10 @@ class _Replay:
     def __exit__(self, *_: object) -> None:
         # Whoever still waits for a turn, or comes later, is told that there will be none.
         self._is_over = True
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result(LIMITS.stop_seconds)
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result(limits().stop_seconds)
         self._threads.shutdown(cancel_futures=True)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._loop_thread.join(LIMITS.stop_seconds)
+        self._loop_thread.join(limits().stop_seconds)
         self._loop.close()
 
     @property
@@ -242,11 +245,12 @@ class _Replay:
         server = ParameterServer(self._directory, self._caller)
         self._caller.run(server.write(VALUES, self._record.initial))
         self._caller.run(server.begin_updates())
-        running = {self._threads.submit(self._run_replica, replica) for replica in self._replicas}
+        # A thread of its own has the limits of whoever begins the replay only when it is given them.
+        running = {self._threads.submit(copy_context().run, self._run_replica, replica) for replica in self._replicas}
         before = -1
         while running:
             done, running = concurrent.futures.wait(
-                running, LIMITS.no_progress_seconds, return_when=concurrent.futures.FIRST_COMPLETED
+                running, limits().no_progress_seconds, return_when=concurrent.futures.FIRST_COMPLETED
             )
             for each in done:
                 each.result()
@@ -254,7 +258,7 @@ class _Replay:
             if not done and n_done == before:
                 whose = sorted({str(turns.next_replica) for turns in self._turns.values()} - {"None"})
                 raise NoProgressError(
-                    f"replay: no exchange went through for {LIMITS.no_progress_seconds:g} seconds; it is the turn of "
+                    f"replay: no exchange went through for {limits().no_progress_seconds:g} seconds; it is the turn of "
                     f"{', '.join(whose)}. The objective or the data are not those of the record."
                 )
             before = n_done

@@ -14,7 +14,7 @@ from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.hub import RUN_IS_OVER, Over
 from dask_belief.cluster.hub_line import Asked, HubLine
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import Limits, limits
 from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
@@ -30,8 +30,9 @@ from dask_belief.downpour.synchronous import SynchronousLine
 from dask_belief.downpour.trainer import Trainer, Work
 from dask_belief.monitoring.events import ReplicaProgress
 from dask_belief.objective import Objective
-from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import ElasticAveraging, MaxStaleness, Synchronous
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.executor import StepExecutor
 from dask_belief.parameter_server.messages import LeaseKey
 
@@ -57,6 +58,8 @@ class ReplicaSpec:
         The name of the backend.
     seed
         The run's root seed.
+    limits
+        Of the run.
     """
 
     objective: Objective
@@ -66,6 +69,7 @@ class ReplicaSpec:
     ledger: ActorAddress
     backend: str
     seed: int
+    limits: Limits
 
 
 def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
@@ -76,7 +80,7 @@ def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
     str
         Why it ended.
     """
-    return live(replica, spec.backend, lambda standing: Replica(spec, dataset, replica, standing))
+    return live(replica, spec.backend, spec.limits, lambda standing: Replica(spec, dataset, replica, standing))
 
 
 class Replica:
@@ -90,14 +94,14 @@ class Replica:
         self._standing = standing
         self._backend = get_backend(spec.backend)
         self._prefetcher = Prefetcher(self._read, ready_bytes=read_ahead_bytes(standing))
-        generation = spec.directory.generation
-        self._hub = HubLine(spec.ledger, generation, replica, standing, caller, self._read_ahead)
+        self._hub = HubLine(spec.ledger, replica, standing, caller, self._read_ahead)
         is_paced = isinstance(method.staleness, MaxStaleness)
         self._pace = Pace(self._hub, method.stalled_after_seconds) if is_paced else None
-        steps = StepSpec(replica, spec.objective, spec.directory, caller, self._backend, method)
+        renew = self._hub.directory
+        steps = StepSpec(replica, spec.objective, spec.directory, caller, self._backend, method, renew)
         carry = None
         if isinstance(method.staleness, Synchronous):
-            carry = SynchronousLine(ParameterServer(spec.directory, caller), self._hub.call)
+            carry = SynchronousLine(ParameterServer(spec.directory, caller, renew), self._hub.call)
         self._trainer = Trainer(step_executor(steps, carry), method, spec.seed)
         self._reading_seconds = 0.0
         self._lease_waiting_seconds = 0.0
@@ -132,14 +136,14 @@ class Replica:
         key = LeaseKey(*lease.key)
         unit = self._spec.plan[key.lease]
         began = time.perf_counter()
-        rows = self._prefetcher.take(unit, timeout_seconds=LIMITS.no_progress_seconds)
+        rows = self._prefetcher.take(unit, timeout_seconds=limits().no_progress_seconds)
         self._reading_seconds += time.perf_counter() - began
         first = self._trainer.executor.applied(key) + 1 if lease.is_taken_over else 0
         trained = self._trainer.train(Work(key, unit, *rows), first, self._may_go_on)
         if trained is None:
             return False
         if self._report is not None:
-            self._report.result(2 * LIMITS.call_seconds)
+            self._report.result(2 * limits().call_seconds)
         report = LeaseReport(key, trained.n_steps, unit.rows, trained.loss_sum, trained.n_rows, self._progress())
         self._report = self._hub.report_after(trained.sent, report)
         return True

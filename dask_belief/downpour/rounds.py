@@ -41,6 +41,10 @@ class Rounds:
         """The number of the round that is open."""
         return 0 if self.last is None else self.last.number + 1
 
+    def begin_at(self, number: int) -> None:
+        """Go on with round `number`, in place of a ledger that was lost; what it had of the rounds is gone."""
+        self.last = Round(number - 1, (), ()) if number else None
+
     def arrive(self, replica: str, number: int, key: PushKey) -> bool:
         """Note that all shards hold a push for round `number`; False when that round is closed already."""
         if number < self.number:

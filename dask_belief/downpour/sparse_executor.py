@@ -18,8 +18,8 @@ from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.courier import Arrived, Carry
 from dask_belief.downpour.executor import PlainStepExecutor, StepSpec
 from dask_belief.objective import Objective, touched_of
-from dask_belief.parameter_server.client import Exchange, Exchanged
 from dask_belief.parameter_server.consistency import ElasticAveraging, Synchronous
+from dask_belief.parameter_server.exchange import Exchange, Exchanged
 from dask_belief.parameter_server.executor import Ahead
 from dask_belief.parameter_server.messages import PushKey, StepKey
 from dask_belief.parameter_server.selection import Selection

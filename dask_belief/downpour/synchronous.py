@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from dask_belief.cluster.limits import LIMITS
-from dask_belief.parameter_server.client import Exchange, Exchanged, ParameterServer
+from dask_belief.cluster.limits import limits
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.exchange import Exchange, Exchanged
 from dask_belief.parameter_server.messages import PushKey, Round
 
 
@@ -43,7 +44,7 @@ class SynchronousLine:
         if ask.into is not None:
             if ask.push is None:
                 # Others may have gone on while this replica had no work.
-                last = await self._ask_ledger("closed", -1, LIMITS.poll_seconds)
+                last = await self._ask_ledger("closed", -1, limits().poll_seconds)
                 self._closed = None if last is None else Round.of(last)
             done = await self._server.exchange(replace(ask, push=None, vector=None, bases=(), closed=self._closed))
         return replace(done, pushed_bytes=pushed_bytes)
@@ -53,7 +54,7 @@ class SynchronousLine:
         return 0 if self._closed is None else self._closed.number + 1
 
     async def _arrive(self, number: int, push: PushKey) -> Round:
-        answer = await self._ask_ledger("arrive", number, push, LIMITS.poll_seconds)
+        answer = await self._ask_ledger("arrive", number, push, limits().poll_seconds)
         while answer is None:
-            answer = await self._ask_ledger("closed", number, LIMITS.poll_seconds)
+            answer = await self._ask_ledger("closed", number, limits().poll_seconds)
         return Round.of(answer)

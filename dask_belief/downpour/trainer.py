@@ -15,8 +15,8 @@ from dask_belief.data.batches import MiniBatches
 from dask_belief.data.units import WorkUnit
 from dask_belief.downpour.config import Downpour
 from dask_belief.errors import DaskBeliefError, NonFiniteError, ReplicaError
-from dask_belief.parameter_server.client import Exchanged
 from dask_belief.parameter_server.consistency import ElasticAveraging, Synchronous
+from dask_belief.parameter_server.exchange import Exchanged
 from dask_belief.parameter_server.executor import Ahead, StepExecutor
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.seeds import stream

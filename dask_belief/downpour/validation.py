@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dask_belief.downpour.config import Downpour
-from dask_belief.optim.stopping import Stop, StopReason
+from dask_belief.optim.stopping import Stop, StopReason, number_from_json, number_to_json
 
 
 class Validations:
@@ -54,6 +56,18 @@ class Validations:
             return True
         self._n_worse += 1
         return False
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe what has been found by plain JSON."""
+        best = {name: number_to_json(mean) for name, mean in self.best.items()}
+        counts = {"n_worse": self._n_worse, "n_taken": self._n_taken, "epoch": self._epoch, "steps": self._steps}
+        return {"best": best, **counts}
+
+    def take_config(self, config: Mapping[str, Any]) -> None:
+        """Go on from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
+        self.best = {str(name): float(number_from_json(mean)) for name, mean in dict(config["best"]).items()}
+        self._n_worse, self._n_taken = int(config["n_worse"]), int(config["n_taken"])
+        self._epoch, self._steps = int(config["epoch"]), int(config["steps"])
 
     def stop(self) -> Stop | None:
         """The reason to stop early, if there is one."""

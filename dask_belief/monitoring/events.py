@@ -160,6 +160,8 @@ class ShardProgress:
         The learning rate of its next update.
     staleness
         Pushes by how stale they were, see `dask_belief.monitoring.staleness`.
+    n_lost
+        Mini-batches that it had had when it was lost, and that its replacement found missing.
     """
 
     shard: int
@@ -170,6 +172,7 @@ class ShardProgress:
     busy_seconds: float
     rate: float
     staleness: StalenessCounts
+    n_lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -268,11 +271,53 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Lost parts of the run were made anew; `lost` says what that cost."""
+    """Lost parts of the run were made anew; `lost` says what that cost.
+
+    Attributes
+    ----------
+    reason, lost
+        What happened, and what it cost, in words.
+    iteration
+        The iteration of Sandblaster whose end the run went back to; None where it did not go back.
+    updates_lost
+        By how many updates shards of Downpour went back, as far as they had told of them.
+    seconds_lost
+        From what was gone back to until the loss.
+    """
 
     reason: str
     lost: str
     seconds: float = 0.0
+    iteration: int | None = None
+    updates_lost: int = 0
+    seconds_lost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state of the run was saved, to its checkpoint or in the memory of workers.
+
+    Attributes
+    ----------
+    number
+        Of the state.
+    took_seconds, n_bytes
+        How long it took, beside the work, and the bytes of vectors that were carried for it.
+    """
+
+    number: int
+    seconds: float = 0.0
+    took_seconds: float = 0.0
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on from a checkpoint, from the state of that number; of Sandblaster with the iteration it is at."""
+
+    number: int
+    seconds: float = 0.0
+    iteration: int | None = None
 
 
 @dataclass(frozen=True)
@@ -285,7 +330,16 @@ class Stopped:
 
 
 Event: TypeAlias = (
-    RunStarted | IterationEnded | DownpourProgressed | Validated | WorkerLost | WorkerJoined | Rebuilt | Stopped
+    RunStarted
+    | IterationEnded
+    | DownpourProgressed
+    | Validated
+    | WorkerLost
+    | WorkerJoined
+    | Rebuilt
+    | Saved
+    | Resumed
+    | Stopped
 )
 
 EVENT_KINDS: Mapping[str, type[Event]] = {
@@ -298,6 +352,8 @@ EVENT_KINDS: Mapping[str, type[Event]] = {
         WorkerLost,
         WorkerJoined,
         Rebuilt,
+        Saved,
+        Resumed,
         Stopped,
     )
 }

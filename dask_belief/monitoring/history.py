@@ -14,7 +14,11 @@ from dask_belief.monitoring.events import (
     EVENT_KINDS,
     DownpourProgressed,
     Event,
+    IterationEnded,
     Json,
+    Rebuilt,
+    Resumed,
+    RunStarted,
     Stopped,
     Validated,
     event_from_config,
@@ -65,13 +69,25 @@ class History:
             self(event)
 
     def __call__(self, event: Event) -> None:
-        """Append an event."""
+        """Append an event; iterations that a run went back over come again, and those before are dropped."""
+        if isinstance(event, Rebuilt | Resumed) and event.iteration is not None:
+            self._go_back(event.iteration)
         if isinstance(event, DownpourProgressed):
             last = self._last_of_downpour()
             if last is not None:
                 self._events[self._last_place] = replace(last, replicas=(), shards=())
             self._last_place = len(self._events)
         self._events.append(event)
+
+    def _go_back(self, iteration: int) -> None:
+        """Drop the iterations after one, of the method that runs."""
+        begun = max((at for at, event in enumerate(self._events) if isinstance(event, RunStarted)), default=0)
+        kept = [
+            event
+            for event in self._events[begun:]
+            if not (isinstance(event, IterationEnded) and event.iteration > iteration)
+        ]
+        self._events[begun:] = kept
 
     def __len__(self) -> int:
         """Count the events."""

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dask_belief.errors import ArgumentError
 from dask_belief.optim.descent import squared_gradient, unit_step
 from dask_belief.optim.direction import GRADIENT, Direction, Product, Update, curvature_of, find_product
+from dask_belief.optim.stopping import number_from_json, number_to_json
 
 # Powell's measure of how far from orthogonal two gradients may be.
 _RESTART = 0.2
@@ -133,6 +134,24 @@ class ConjugateGradient:
         """Forget the last direction: the next one is minus the gradient, and its first move has length 1."""
         squared = self._squared if self._squared is not None else math.nan
         self._of_step, self._slope, self._first_step = 0.0, -squared, unit_step(squared)
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe what is known by plain JSON; the floats come back bit for bit."""
+        return {
+            "squared": None if self._squared is None else number_to_json(self._squared),
+            "of_step": number_to_json(self._of_step),
+            "slope": number_to_json(self._slope),
+            "first_step": number_to_json(self._first_step),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ConjugateGradient:
+        """Rebuild it from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
+        rule = cls()
+        rule._squared = None if config["squared"] is None else number_from_json(config["squared"])
+        rule._of_step, rule._slope = number_from_json(config["of_step"]), number_from_json(config["slope"])
+        rule._first_step = number_from_json(config["first_step"])
+        return rule
 
 
 def _beta(squared: float, by_change: float, last_squared: float) -> float:

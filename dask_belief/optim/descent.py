@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dask_belief.errors import ArgumentError, NonFiniteError
 from dask_belief.optim.direction import GRADIENT, Direction, Product, Update, curvature_of, find_product
+from dask_belief.optim.stopping import number_from_json, number_to_json
 
 
 class GradientDescent:
@@ -97,6 +98,23 @@ class GradientDescent:
     def reset(self) -> None:
         """Forget the last pair: the next move has length 1."""
         self._length, self._curvature = None, math.nan
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe what is known by plain JSON; the floats come back bit for bit."""
+        return {
+            "squared": None if self._squared is None else number_to_json(self._squared),
+            "length": None if self._length is None else number_to_json(self._length),
+            "curvature": number_to_json(self._curvature),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> GradientDescent:
+        """Rebuild it from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
+        rule = cls()
+        rule._squared = None if config["squared"] is None else number_from_json(config["squared"])
+        rule._length = None if config["length"] is None else number_from_json(config["length"])
+        rule._curvature = number_from_json(config["curvature"])
+        return rule
 
 
 def squared_gradient(dots: Mapping[Product, float]) -> float:

@@ -113,6 +113,10 @@ class DirectionRule(Protocol):
     At the start there is no pair, and `slot` is None. When no step is found along a direction and `has_memory` is true,
     the caller calls `reset` and tries once more.
 
+    Between two iterations the caller takes a copy of the rule (`copy.deepcopy`), to which a run that loses workers may
+    go back. For a run with a checkpoint a rule has, besides, ``to_config()``, which describes what it knows by plain
+    JSON, and a class method ``from_config(config)``.
+
     Examples
     --------
     The heavy ball method (Polak, 1964), whole:

@@ -2,12 +2,22 @@
 
 Both send to all shards at once and wait with a limit. Vectors travel in the pieces of `ranges.pieces`, received into
 the place where they are used; a few pieces a shard are in flight, since Dask has no back-pressure of its own.
+
+A shard that is lost is replaced, and then there is a newer `Directory`. A replica asks its hub for it as soon as a call
+fails, or takes long, and sends again what did not come through; keys and tree nodes see to it that nothing counts
+twice::
+
+    replica ── exchange ──x shard 1 (lost)
+            ── "a directory newer than 3?" ──> hub  ... the driver makes shard 1 anew ...  <── directory 4
+            ── exchange ──> shard 1 (replaced)
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,115 +25,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_belief.binary_tree import Node
-from dask_belief.cluster.actors import ActorAddress, Caller, all_of
+from dask_belief.cluster.actors import Caller, all_of
+from dask_belief.cluster.limits import limits
+from dask_belief.errors import ActorLostError, OldDirectoryError
 from dask_belief.monitoring.events import ShardProgress
-from dask_belief.parameter_server.messages import Command, Finished, LeaseKey, Logged, PushKey, Round, StepKey
-from dask_belief.parameter_server.ranges import pieces
+from dask_belief.parameter_server.directory import Directory, Renew
+from dask_belief.parameter_server.exchange import Exchange, Exchanged
+from dask_belief.parameter_server.messages import Command, Finished, LeaseKey, Logged, Round
 from dask_belief.parameter_server.selection import Selection
-from dask_belief.parameter_server.updates import SavedPiece
 from dask_belief.parameter_server.vectors import join_nodes
 
 Vector = NDArray[np.floating]
 
 _PIECES_IN_FLIGHT = 2
 
-
-@dataclass(frozen=True)
-class Directory:
-    """Where the shards of one generation are; what a replica is given.
-
-    Attributes
-    ----------
-    generation
-        The generation of the run.
-    n_parameters, dtype
-        Of the whole vector.
-    shards
-        The address of each shard.
-    ranges
-        The range of each shard, in order and without a gap.
-    """
-
-    generation: int
-    n_parameters: int
-    dtype: str
-    shards: tuple[ActorAddress, ...]
-    ranges: tuple[range, ...]
+# A call that takes longer may be to a worker that is frozen: whether its shard was replaced is asked beside it.
+_PATIENCE_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """What a replica of a Downpour run asks of all shards at once.
-
-    Attributes
-    ----------
-    replica, at
-        Who asks, and where in its work.
-    push, vector, bases
-        The work to push, its accrued gradients, and per piece how many updates it had had at the fetch they come from;
-        None, None and empty to fetch alone.
-    push_selection
-        What `vector` covers, compact; None for all parameters.
-    into
-        Where to write the values; None to push alone.
-    fetch_selection
-        What is wanted of them, compact; None for all.
-    closed
-        The round of synchronous training to apply first.
-    is_elastic
-        Whether `vector` holds the replica's parameters, and `into` takes what the shards' moved by.
-    """
-
-    replica: str
-    at: StepKey
-    push: PushKey | None = None
-    vector: Vector | None = None
-    bases: tuple[int, ...] = ()
-    push_selection: Selection | None = None
-    into: Vector | None = None
-    fetch_selection: Selection | None = None
-    closed: Round | None = None
-    is_elastic: bool = False
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """What came of it: per piece how many updates it has had, and bytes of vectors."""
-
-    versions: tuple[int, ...]
-    pushed_bytes: int
-    fetched_bytes: int
-
-
-@dataclass
-class Traffic:
-    """What a replica has exchanged so far.
-
-    Attributes
-    ----------
-    n_pushes, n_fetches, pushed_bytes, fetched_bytes
-        Of exchanges that have ended.
-    push_waiting_seconds, fetch_waiting_seconds
-        What it has waited for room in the line, and for parameters that were due.
-    staleness_sum
-        Of all pushes; of each that of its stalest piece.
-    """
-
-    n_pushes: int = 0
-    n_fetches: int = 0
-    pushed_bytes: int = 0
-    fetched_bytes: int = 0
-    push_waiting_seconds: float = 0.0
-    fetch_waiting_seconds: float = 0.0
-    staleness_sum: int = 0
+Calls = Callable[[Directory], list[Awaitable[Any]]]
+"""Makes the same calls by one directory or another."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """One piece of one shard: `number` among all, `offset` within the shard, `place` within the whole vector."""
+    """One piece of a shard: `number` among all, `offset` within the shard, `place` within the whole vector."""
 
     number: int
-    shard: ActorAddress
+    shard: int
     offset: int
     place: slice
 
@@ -141,18 +70,22 @@ class ParameterServer:
         Where the shards are.
     caller
         Of the worker or the client that this runs on.
+    renew
+        Asks for a newer directory, for a replica; None for the driver, which makes them.
 
     Attributes
     ----------
     directory
-        Where the shards are.
+        Where the shards are, as far as is known here.
     received_bytes, sent_bytes
         Bytes of vectors that have come from the shards and gone to them so far, also where both are in one process.
     """
 
-    def __init__(self, directory: Directory, caller: Caller) -> None:
+    def __init__(self, directory: Directory, caller: Caller, renew: Renew | None = None) -> None:
         self.directory = directory
         self._caller = caller
+        self._renew = renew
+        self._renewing = asyncio.Lock()
         self._numbers = itertools.count()
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -160,9 +93,9 @@ class ParameterServer:
         self._pieces = [
             [
                 _Piece(next(numbers), shard, piece.start - span.start, slice(piece.start, piece.stop))
-                for piece in pieces(span, directory.dtype)
+                for piece in directory.pieces(shard)
             ]
-            for shard, span in zip(directory.shards, directory.ranges, strict=True)
+            for shard, span in enumerate(directory.ranges)
         ]
         self._places = [piece.place for of_shard in self._pieces for piece in of_shard]
 
@@ -172,38 +105,100 @@ class ParameterServer:
         return len(self._places)
 
     async def _each_shard(self, method: str, *arguments: object) -> list[Any]:
-        generation = self.directory.generation
-        return await all_of(self._caller.call(shard, method, generation, *arguments) for shard in self.directory.shards)
+        return await all_of(self._call(shard, method, *arguments) for shard in range(len(self.directory.shards)))
 
-    async def _each_piece(self, action: Callable[[_Piece], Awaitable[None]]) -> None:
-        """Act on all pieces: all shards at once, a few pieces of each at a time."""
-        if len(self._places) == len(self._pieces):
-            await all_of(action(piece) for [piece] in self._pieces)
+    async def _call(self, shard: int, method: str, *arguments: object) -> Any:
+        """Call a shard, and when it is replaced meanwhile, its replacement."""
+
+        def calls(directory: Directory) -> list[Awaitable[Any]]:
+            return [self._caller.call(directory.shards[shard], method, directory.generation, *arguments)]
+
+        return (await self._through(calls))[0]
+
+    async def _through(self, calls: Calls) -> list[Any]:
+        """Make calls by the present directory, and again by each newer one until they come through."""
+        while True:
+            directory = self.directory
+            if self._renew is None:
+                return await all_of(calls(directory))
+            try:
+                return await self._unless_renewed(directory, calls)
+            except (ActorLostError, OldDirectoryError) as error:
+                await self._renewed(directory.generation, error)
+
+    async def _unless_renewed(
+        self, directory: Directory, calls: Callable[[Directory], list[Awaitable[Any]]]
+    ) -> list[Any]:
+        """Make calls; given up with `OldDirectoryError` when they take long and there is a newer directory."""
+        calling = asyncio.ensure_future(all_of(calls(directory)))
+        asking: asyncio.Future[None] | None = None
+        try:
+            await asyncio.wait({calling}, timeout=_PATIENCE_SECONDS)
+            if not calling.done():
+                asking = asyncio.ensure_future(self._renewed(directory.generation, None))
+                await asyncio.wait({calling, asking}, return_when=asyncio.FIRST_COMPLETED)
+            if calling.done():
+                return calling.result()
+            assert asking is not None
+            asking.result()
+            raise OldDirectoryError(f"directory {directory.generation} is an old one.")
+        finally:
+            for each in (calling, asking):
+                if each is not None:
+                    # What it raises has been seen, or says no more than what is raised here.
+                    each.add_done_callback(lambda done: done.cancelled() or done.exception())
+                    each.cancel()
+
+    async def _renewed(self, generation: int, because: Exception | None) -> None:
+        """Wait for a directory newer than `generation`.
+
+        Raises
+        ------
+        Exception
+            `because`, when none came within `Limits.call_seconds`.
+        """
+        assert self._renew is not None
+        until = time.monotonic() + limits().call_seconds
+        async with self._renewing:
+            while self.directory.generation <= generation:
+                found = await self._renew(generation)
+                if found is not None:
+                    self.directory = found
+                elif because is not None and time.monotonic() > until:
+                    raise because
+
+    async def _each_piece(
+        self, action: Callable[[_Piece], Awaitable[None]], shards: Collection[int] | None = None
+    ) -> None:
+        """Act on all pieces, or on those of some shards: all shards at once, a few pieces of each at a time."""
+        chosen = self._pieces if shards is None else [self._pieces[shard] for shard in sorted(shards)]
+        if all(len(of_shard) == 1 for of_shard in chosen):
+            await all_of(action(piece) for [piece] in chosen)
             return
 
         async def work(waiting: Iterator[_Piece]) -> None:
             for piece in waiting:
                 await action(piece)
 
-        queues = [iter(of_shard) for of_shard in self._pieces]
+        queues = [iter(of_shard) for of_shard in chosen]
         await all_of(work(waiting) for waiting in queues for _ in range(_PIECES_IN_FLIGHT))
 
     # For the driver.
 
-    async def write(self, name: str, vector: Vector) -> None:
-        """Set a named vector on the shards."""
+    async def write(self, name: str, vector: Vector, shards: Collection[int] | None = None) -> None:
+        """Set a named vector on the shards, or on some of them."""
 
         async def send(piece: _Piece) -> None:
-            await self._call(piece, "write", name, piece.offset, vector[piece.place])
+            await self._call(piece.shard, "write", name, piece.offset, vector[piece.place])
             self.sent_bytes += vector[piece.place].nbytes
 
-        await self._each_piece(send)
+        await self._each_piece(send, shards)
 
     async def read(self, name: str, into: Vector) -> None:
         """Bring a named vector from the shards."""
 
         async def receive(piece: _Piece) -> None:
-            into[piece.place] = await self._call(piece, "read", name, piece.offset, piece.length)
+            into[piece.place] = await self._call(piece.shard, "read", name, piece.offset, piece.length)
             self.received_bytes += into[piece.place].nbytes
 
         await self._each_piece(receive)
@@ -228,39 +223,47 @@ class ParameterServer:
         per_pair = zip(*(part for part in parts if isinstance(part, list)), strict=True)
         return [join_nodes([_as_nodes(part) for part in pair], self.directory.n_parameters) for pair in per_pair]
 
-    async def begin_updates(self) -> None:
-        """Make the rule's state on every shard."""
-        await self._each_shard("begin_updates")
+    async def begin_updates(self, shards: Collection[int] | None = None, is_behind: bool = False) -> None:
+        """Make the rule's state on the shards, or on some of them; see `Updates.begin` for `is_behind`."""
+        chosen = range(len(self._pieces)) if shards is None else shards
+        await all_of([self._call(shard, "begin_updates", is_behind) for shard in chosen])
 
-    async def save(self) -> dict[int, SavedPiece]:
-        """Give all that the shards keep, by where each piece begins in the whole vector."""
-        saved: dict[int, SavedPiece] = {}
+    async def forget_marks(self, finished: Finished, shards: Collection[int] | None = None) -> None:
+        """Drop the marks of leases that the ledger's saved state covers; on all actors, or on some shards."""
+        if shards is None:
+            await all_of(self._actors("forget_marks", finished))
+        else:
+            await all_of([self._call(shard, "forget_marks", finished) for shard in shards])
 
-        async def receive(piece: _Piece) -> None:
-            given: SavedPiece = await self._call(piece, "save", piece.offset, piece.length)
-            saved[piece.place.start] = given
-            self.received_bytes += given.n_bytes
+    def _actors(self, method: str, *arguments: object) -> list[Awaitable[Any]]:
+        """Call all shards and their copies, for the driver."""
+        directory = self.directory
+        return [self._caller.call(actor, method, directory.generation, *arguments) for actor in directory.actors]
 
-        await self._each_piece(receive)
-        return saved
+    async def marks(self, shards: Collection[int]) -> list[dict[LeaseKey, int]]:
+        """Tell for some shards the last mini-batch of each lease that they have."""
+        answers = await all_of([self._call(shard, "marks") for shard in shards])
+        return [{LeaseKey(*lease): mark for lease, mark in answer.items()} for answer in answers]
 
-    async def restore(self, saved: dict[int, SavedPiece]) -> None:
-        """Put back what `save` gave; the shards must be cut as they were."""
-
-        async def send(piece: _Piece) -> None:
-            given = saved[piece.place.start]
-            await self._call(piece, "restore", piece.offset, given)
-            self.sent_bytes += given.n_bytes
-
-        await self._each_piece(send)
-
-    async def forget_marks(self, finished: Finished) -> None:
-        """Drop the marks of leases that the ledger's saved state covers."""
-        await self._each_shard("forget_marks", finished)
+    async def advance(self, shards: Collection[int], marks: dict[LeaseKey, int]) -> int:
+        """Count mini-batches as applied that shards, put back to an older state, have lost; gives the most of one."""
+        lost: list[int] = await all_of([self._call(shard, "advance", marks) for shard in shards])
+        return max(lost)
 
     async def freeze(self) -> None:
         """Let no exchange change the shards from now on."""
         await self._each_shard("freeze")
+
+    async def names(self) -> list[str]:
+        """Tell the names of all vectors that the shards hold."""
+        names: list[str] = (await self._each_shard("names"))[0]
+        return names
+
+    async def n_rounds(self) -> int:
+        """Tell how many rounds of synchronous training the shards have closed that can be reached."""
+        calls = [self._call(shard, "n_rounds") for shard in range(len(self._pieces))]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return max((answer for answer in answers if isinstance(answer, int)), default=0)
 
     async def state_names(self) -> list[str]:
         """Tell the names of the rule's vectors."""
@@ -276,7 +279,7 @@ class ParameterServer:
         logs: list[list[Logged]] = [[] for _ in self._places]
 
         async def receive(piece: _Piece) -> None:
-            logs[piece.number] = await self._call(piece, "take_log", piece.offset)
+            logs[piece.number] = await self._call(piece.shard, "take_log", piece.offset)
 
         await self._each_piece(receive)
         return logs
@@ -287,7 +290,7 @@ class ParameterServer:
         """Bring the parameters of an evaluation (section 4.2: once at the start of a batch)."""
 
         async def receive(piece: _Piece) -> None:
-            into[piece.place] = await self._call(piece, "fetch", evaluation, piece.offset, piece.length)
+            into[piece.place] = await self._call(piece.shard, "fetch", evaluation, piece.offset, piece.length)
             self.received_bytes += into[piece.place].nbytes
 
         await self._each_piece(receive)
@@ -297,10 +300,15 @@ class ParameterServer:
 
         async def send(piece: _Piece) -> None:
             part = gradient[piece.place]
-            if self._caller.hands_over(piece.shard):
+
+            def calls(directory: Directory) -> list[Awaitable[Any]]:
+                shard = directory.shards[piece.shard]
                 # The shard keeps what it is given, while the replica uses its own again.
-                part = part.copy()
-            await self._call(piece, "add", evaluation, node, piece.offset, part)
+                given = part.copy() if self._caller.hands_over(shard) else part
+                arguments = (directory.generation, evaluation, node, piece.offset, given)
+                return [self._caller.call(shard, "add", *arguments)]
+
+            await self._through(calls)
             self.sent_bytes += part.nbytes
 
         await self._each_piece(send)
@@ -322,20 +330,9 @@ class ParameterServer:
             fetch: bool | NDArray[np.int64] = ask.into is not None and not ask.is_elastic
             if fetch and ask.fetch_selection is not None:
                 fetch = fetch_at(number)[0]  # type: ignore[assignment]
-            versions[number], values = await self._call(
-                piece,
-                "exchange",
-                ask.replica,
-                ask.at,
-                ask.push,
-                ask.bases[number] if ask.bases else 0,
-                piece.offset,
-                piece.length,
-                gradient,
-                runs,
-                fetch,
-                ask.closed,
-            )
+            base = ask.bases[number] if ask.bases else 0
+            before = (ask.replica, ask.at, ask.push, base, piece.offset, piece.length, gradient, runs)
+            versions[number], values = await self._exchange(piece.shard, before, fetch, ask.closed)
             if gradient is not None:
                 pushed_bytes += gradient.nbytes
             if ask.into is not None and values is not None:
@@ -348,17 +345,38 @@ class ParameterServer:
         self.received_bytes += fetched_bytes
         return Exchanged(tuple(versions), pushed_bytes, fetched_bytes)
 
+    async def _exchange(
+        self, shard: int, before: tuple[Any, ...], fetch: bool | NDArray[np.int64], closed: Round | None
+    ) -> tuple[int, Vector | None]:
+        """Exchange with a shard and, where something changes, with its copy; done when both have answered."""
+        changes = before[2] is not None or closed is not None
+
+        def calls(directory: Directory) -> list[Awaitable[Any]]:
+            generation, copy = directory.generation, directory.copy_of(shard)
+            actors = [(directory.shards[shard], fetch)]
+            if copy is not None and changes:
+                actors.append((copy, False))
+            return [
+                self._caller.call(actor, "exchange", generation, *before, wanted, closed) for actor, wanted in actors
+            ]
+
+        versions, values = (await self._through(calls))[0]
+        return versions, values
+
     async def applied(self, lease: LeaseKey) -> int:
-        """The last mini-batch of a lease that every shard has applied; -1 for none."""
-        generation = self.directory.generation
-        marks: list[int] = await all_of(
-            self._caller.call(shard, "applied", generation, lease, len(of_shard))
-            for shard, of_shard in zip(self.directory.shards, self._pieces, strict=True)
-        )
+        """The last mini-batch of a lease that every shard has applied, and every copy; -1 for none."""
+        marks = await all_of([self._applied(shard, lease) for shard in range(len(self._pieces))])
         return min(marks)
 
-    async def _call(self, piece: _Piece, method: str, *arguments: object) -> Any:
-        return await self._caller.call(piece.shard, method, self.directory.generation, *arguments)
+    async def _applied(self, shard: int, lease: LeaseKey) -> int:
+        n_pieces = len(self._pieces[shard])
+
+        def calls(directory: Directory) -> list[Awaitable[Any]]:
+            actors = [actor for actor in (directory.shards[shard], directory.copy_of(shard)) if actor is not None]
+            return [self._caller.call(actor, "applied", directory.generation, lease, n_pieces) for actor in actors]
+
+        marks: list[int] = await self._through(calls)
+        return min(marks)
 
 
 def _as_nodes(part: dict[Node, float]) -> dict[Node, float]:

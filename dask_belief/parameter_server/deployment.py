@@ -1,28 +1,34 @@
-"""One generation of a run on a cluster: its shards, its hub, its replicas, and what becomes of them.
+"""A run on a cluster: its shards, its hub, its replicas, and what becomes of them.
 
 The hub is the method's coordinator or ledger. The driver alone uses this: it places and makes the actors, starts the
-replicas, hears who is lost, and gives a lost replica's work back to the hub. When a worker is lost that holds an
-actor, the state in it is gone: `ActorLostError` ends this generation, and the driver opens the next from what it kept.
+replicas, hears who comes and goes, and gives a lost replica's work back to the hub::
+
+    lost                what is done here                            what the driver does
+    replica             its leases go to others                      nothing
+    hub                 made anew from what the driver knows of it,  nothing
+                        and all replicas with it
+    shard with a copy   the copy takes its place                     nothing
+    shard               `ActorLostError`                             `replace`, from what was saved
+    (a worker leaves)   replicas and hub move off                    `hand_over` of its shards, when it can
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from distributed import Client
-from numpy.typing import NDArray
 
 from dask_belief.cluster.actors import ActorAddress, ActorHost, Caller
 from dask_belief.cluster.futures import is_loss
 from dask_belief.cluster.hub import RUN_IS_OVER
-from dask_belief.cluster.limits import LIMITS
-from dask_belief.cluster.membership import Joined, Lost, Membership
-from dask_belief.cluster.placement import place, replicas_to_start
+from dask_belief.cluster.limits import limits
+from dask_belief.cluster.membership import Joined, Leaving, Lost, Membership, wait_for_a_worker
+from dask_belief.cluster.placement import place, place_one, replicas_to_start
 from dask_belief.cluster.replicas import ReplicaPool
 from dask_belief.errors import (
     ActorLostError,
@@ -32,38 +38,48 @@ from dask_belief.errors import (
     NoWorkersError,
     ReplicaError,
 )
-from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.carrying import Errand
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.messages import Command
-from dask_belief.parameter_server.ranges import shard_ranges
-from dask_belief.parameter_server.shard import Shard, ShardSpec
-from dask_belief.parameter_server.updates import UpdateSpec
+from dask_belief.parameter_server.shards import Carry, Settle, Shards, ShardsSpec
 
 logger = logging.getLogger(__name__)
 
 # A replica that ends while the run goes on, although its worker lives, is started again; but not for ever.
 _RESTARTS_PER_WORKER = 3
 
+# So many times in a row actors may be lost, without any work finished in between, before the run gives up.
+_IDLE_LOSSES = 5
+
+# When a call to an actor fails, the scheduler's word that its worker is gone follows within moments.
+_NEWS_SECONDS = 2.0
+_LOOK_SECONDS = 0.01
+
+# What replicas are given to end by themselves when there is no time.
+_URGENT_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class DeploymentSpec:
-    """What a generation is made of.
+    """What a run is made of.
 
     Attributes
     ----------
     run, method
         The name of the run, unique on the cluster, and of its method.
-    n_parameters, dtype, penalised
-        Of the parameter vector.
-    n_shards
-        Shards at most; None for one a worker.
+    shards
+        What the shards are made from.
     n_replicas
         Replicas; None for one on every thread.
-    updates
-        How Downpour's pushes are applied; None for Sandblaster.
     hub
-        The class of the coordinator or ledger; made with the generation first, then `hub_arguments`.
+        The class of the coordinator or ledger; made with its generation first, then `hub_arguments`.
     hub_arguments
         See `hub`.
+    hub_state
+        Gives what a hub that is made anew is told by its method ``restore``; None for nothing.
+    hub_cost
+        What it costs to make a hub anew.
     replica
         What a replica runs: ``replica(spec, dataset, name)``.
     replica_spec
@@ -74,92 +90,131 @@ class DeploymentSpec:
 
     run: str
     method: str
-    n_parameters: int
-    dtype: str
-    penalised: NDArray[np.bool_] | None
-    n_shards: int | None
+    shards: ShardsSpec
     n_replicas: int | None
-    updates: UpdateSpec | None
     hub: type
     hub_arguments: tuple[object, ...]
+    hub_state: Callable[[Deployment], tuple[object, ...] | None]
+    hub_cost: str
     replica: Callable[[Any, Any, str], str]
     replica_spec: Callable[[Directory, ActorAddress], object]
     dataset: object
 
 
 class Deployment:
-    """One generation, open on the cluster; made by `deployed`.
+    """A run, open on the cluster; made by `deployed`.
 
     Attributes
     ----------
-    generation
-        Its number.
     server
         All shards as one vector.
+    shards
+        The shard actors.
     changes
         Workers that joined or were lost since the driver last took them.
-    has_progressed
-        Whether any work was finished in this generation.
+    rebuilt
+        What else was lost and made anew since then, and what that cost.
+    n_hubs
+        How many hubs were made.
+    is_urgent
+        Whether to end at once, without waiting for replicas to end by themselves.
     """
 
-    def __init__(self, client: Client, spec: DeploymentSpec, generation: int, membership: Membership) -> None:
-        self.generation = generation
+    def __init__(self, client: Client, spec: DeploymentSpec, membership: Membership) -> None:
         self.changes: list[Joined | Lost] = []
+        self.rebuilt: list[tuple[str, str]] = []
+        self.n_hubs = 1
+        self.is_urgent = False
         self._client = client
         self._spec = spec
         self._membership = membership
-        self.has_progressed = False
         self._n_restarts = 0
+        self._n_losses = 0
+        self._n_evaluations = 0
+        self._n_hubs_begun = 0
         self._is_over = False
-        workers = membership.workers
+        # Why the hub is to be made anew; None while it lives.
+        self._hub_lost: object = None
+        # Workers that were asked to be left, and are not yet.
+        self._leaving: set[str] = set()
+        # Replicas whose loss the hub has not been told of.
+        self._to_leave: list[str] = []
+        workers = list(membership.workers)
         if not workers:
             raise NoWorkersError("the cluster has no worker left. Start workers and train again from the kept point.")
-        prefix = f"{spec.run}-{generation}"
-        self._host = ActorHost(client, prefix)
+        self._host = ActorHost(client, spec.run)
         try:
-            self.directory, self._hub = self._make_actors()
+            placement = place(workers, len(spec.shards.ranges))
+            self.shards = Shards(client, self._host, spec.run, spec.shards, placement.shards, self.there)
+            self._hub = self._spawn_hub(placement.hub, 0)
+            self._host.ready([*self.directory.shards, self._hub])
             self._caller = Caller.of_client(client, {actor.worker for actor in self._actors})
         except BaseException:
             self._host.close()
             raise
+        membership.on_change = self._hear
         self.server = ParameterServer(self.directory, self._caller)
         replica_spec = spec.replica_spec(self.directory, self._hub)
-        self._pool = ReplicaPool(client, prefix, spec.replica, replica_spec, spec.dataset)
+        self._pool = ReplicaPool(client, spec.run, spec.replica, replica_spec, spec.dataset)
+
+    @property
+    def directory(self) -> Directory:
+        """Where the shards are."""
+        return self.shards.directory
+
+    @property
+    def workers(self) -> Mapping[str, int]:
+        """The workers that are there and stay, with their threads."""
+        return self._membership.workers
+
+    @property
+    def caller(self) -> Caller:
+        """The driver's way to actors."""
+        return self._caller
+
+    @property
+    def client(self) -> Client:
+        """The run's client."""
+        return self._client
+
+    @property
+    def host(self) -> ActorHost:
+        """What makes the run's actors."""
+        return self._host
 
     @property
     def _actors(self) -> tuple[ActorAddress, ...]:
-        return (*self.directory.shards, self._hub)
+        return (*self.directory.actors, self._hub)
 
-    def _make_actors(self) -> tuple[Directory, ActorAddress]:
+    def _spawn_hub(self, worker: str, generation: int) -> ActorAddress:
         spec = self._spec
-        workers = list(self._membership.workers)
-        ranges = shard_ranges(spec.n_parameters, spec.n_shards or min(len(workers), spec.n_parameters))
-        placement = place(workers, len(ranges))
-        shards = tuple(
-            self._host.spawn(Shard, f"shard {index}", worker, self._shard_spec(index, span))
-            for index, (worker, span) in enumerate(zip(placement.shards, ranges, strict=True))
-        )
-        hub_name = spec.hub.__name__.lower()
-        hub = self._host.spawn(spec.hub, hub_name, placement.hub, self.generation, *spec.hub_arguments)
-        self._host.ready()
-        return Directory(self.generation, spec.n_parameters, spec.dtype, shards, ranges), hub
+        name = spec.hub.__name__.lower()
+        return self._host.spawn(spec.hub, name, worker, generation, *spec.hub_arguments, generation=generation)
 
-    def _shard_spec(self, index: int, span: range) -> ShardSpec:
-        spec = self._spec
-        penalised = None if spec.penalised is None else spec.penalised[span.start : span.stop]
-        return ShardSpec(self.generation, index, span, spec.n_parameters, spec.dtype, penalised, spec.updates)
+    def _hear(self, change: Joined | Lost | Leaving) -> None:
+        """On the client's event loop: calls to a worker that is lost are not waited for."""
+        if isinstance(change, Lost):
+            self._caller.lose(change.worker)
+        elif isinstance(change, Joined):
+            self._caller.found(change.worker)
+
+    # Work.
+
+    def next_evaluation(self) -> int:
+        """Number an evaluation; no number is used twice."""
+        self._n_evaluations += 1
+        return self._n_evaluations
 
     def progressed(self) -> None:
-        """Note that work was finished: replicas that ended before count no more."""
-        self.has_progressed = True
-        self._n_restarts = 0
+        """Note that work was finished: replicas that ended and actors that were lost before count no more."""
+        self._n_restarts = self._n_losses = 0
 
     def start_replicas(self) -> None:
         """Start the replicas that are missing."""
         if self._is_over:
             return
         counts = self._pool.by_worker
-        for worker in replicas_to_start(self._membership.workers, counts, self._spec.n_replicas):
+        for worker in replicas_to_start(self.workers, counts, self._spec.n_replicas):
             if self._pool.start(worker) is None:
                 # It left; the announcement is on its way.
                 break
@@ -169,7 +224,7 @@ class Deployment:
         """Replicas that are running, or being started."""
         return len(self._pool)
 
-    def run(self, coroutine: Any, timeout_seconds: float = LIMITS.call_seconds) -> Any:
+    def run(self, coroutine: Any, timeout_seconds: float | None = None) -> Any:
         """Run a coroutine of `server` and wait for it."""
         return self._caller.run(coroutine, timeout_seconds)
 
@@ -178,8 +233,26 @@ class Deployment:
         return self._caller.run(self.server.execute(*commands))
 
     def ask(self, method: str, *arguments: object) -> Any:
-        """Call the hub."""
-        return self._caller.run(self._caller.call(self._hub, method, self.generation, *arguments))
+        """Call the hub; when it is lost, one that is made anew."""
+        while True:
+            try:
+                if self._hub_lost is not None:
+                    self._restore_hub(self._hub_lost)
+                return self._call_hub(method, *arguments)
+            except ActorLostError as error:
+                self._count_loss(error)
+                if self._hub_lost is None:
+                    self._await_loss(self._hub.worker)
+                    self._hub_lost = error
+                else:
+                    # The new one was lost while it was made: the word of its worker is on its way.
+                    time.sleep(_LOOK_SECONDS)
+                    self._take_changes()
+
+    def _call_hub(self, method: str, *arguments: object) -> Any:
+        return self._caller.run(self._caller.call(self._hub, method, self._hub.generation, *arguments))
+
+    # Who comes and goes.
 
     def watch(self) -> None:
         """Take note of losses, of new workers, and of replicas that ended.
@@ -187,30 +260,201 @@ class Deployment:
         Raises
         ------
         ActorLostError
-            When the worker of a shard or of the hub was lost.
+            When shards were lost: they are to be replaced.
         ReplicaError, NonFiniteError
             What the objective or the data did in a replica.
         ClusterError
             When the scheduler is gone, or replicas end again and again.
         """
+        self.take_news()
+        self._look_at_replicas()
+        self.start_replicas()
+        lost = self.lost_shards()
+        if lost:
+            names = ", ".join(f"shard {index} on {self.directory.shards[index].worker}" for index in lost)
+            raise ActorLostError(f"{names} was lost with its worker.")
+        self._move_off()
+
+    def there(self) -> Mapping[str, int]:
+        """The workers that are there, by the newest word; for those who wait for something else."""
+        self.take_news()
+        return self.workers
+
+    def take_news(self) -> None:
+        """Take note of who came and went, and of nothing else: for those who wait for something."""
+        self._take_changes()
+        while self._to_leave:
+            # A hub that is made anew knows of no replica, and there is nothing to tell any more.
+            self.ask("leave", self._to_leave.pop())
+        if self.directory.copies:
+            lost = {actor.worker for actor in self.directory.actors if not self._is_there(actor.worker)}
+            try:
+                for name in self.shards.promote_copies(self._caller, lost, self._publish):
+                    self.rebuilt.append((f"{name} was lost.", "nothing: the other one goes on alone"))
+            except ActorLostError as error:
+                # Another one is lost; the next look knows which.
+                logger.info("a copy could not take a shard's place yet: %s", error)
+
+    def _take_changes(self) -> None:
         if self._client.status != "running":
             raise ClusterError("the connection to Dask's scheduler is gone. Connect again; the kept point is safe.")
         for change in self._membership.poll():
+            if isinstance(change, Leaving):
+                logger.info("worker %s is to be left", change.worker)
+                self._leaving.add(change.worker)
+                continue
             self.changes.append(change)
             if isinstance(change, Lost):
                 self._lose(change.worker)
             else:
                 logger.info("worker %s joined", change.worker)
-        self._look_at_replicas()
-        self.start_replicas()
+                # Also one that was to be left, and is to stay after all.
+                self._leaving.discard(change.worker)
 
     def _lose(self, worker: str) -> None:
         logger.warning("worker %s was lost", worker)
-        lost = [actor.name for actor in self._actors if actor.worker == worker]
-        if lost:
-            raise ActorLostError(f"worker {worker} was lost, and {', '.join(lost)} with it.")
-        for replica in self._pool.lose(worker):
-            self.ask("leave", replica)
+        self._leaving.discard(worker)
+        self._to_leave.extend(self._pool.lose(worker))
+
+    def _is_there(self, worker: str) -> bool:
+        return worker in self.workers or worker in self._leaving
+
+    def lost_shards(self) -> list[int]:
+        """The shards whose workers are gone."""
+        gone = {actor.worker for actor in self.directory.actors if not self._is_there(actor.worker)}
+        return self.shards.on(gone)
+
+    def leaving_shards(self) -> list[int]:
+        """The shards on workers that are to be left."""
+        return [index for index, shard in enumerate(self.directory.shards) if shard.worker in self._leaving]
+
+    def find_losses(self, error: ClusterError) -> None:
+        """After a call to a shard failed: find out which worker is gone, by the scheduler's word or by asking."""
+        self._count_loss(error)
+        until, generation = time.monotonic() + _NEWS_SECONDS, self.directory.generation
+        self.take_news()
+        while not self.lost_shards() and self.directory.generation == generation:
+            if time.monotonic() > until:
+                self._ask_shards()
+                return
+            time.sleep(_LOOK_SECONDS)
+            self.take_news()
+
+    def _ask_shards(self) -> None:
+        directory = self.directory
+        for shard in directory.shards:
+            try:
+                self._caller.run(self._caller.call(shard, "adopt", directory.generation))
+            except (ActorLostError, CallTimeoutError):
+                self._membership.give_up(shard.worker)
+        self.take_news()
+
+    def _await_loss(self, worker: str) -> None:
+        """Wait for the word that a worker which does not answer is lost; without it, take it for lost all the same."""
+        until = time.monotonic() + _NEWS_SECONDS
+        while self._is_there(worker) and time.monotonic() < until:
+            self._take_changes()
+            time.sleep(_LOOK_SECONDS)
+        if self._is_there(worker):
+            self._membership.give_up(worker)
+            self._take_changes()
+
+    def _count_loss(self, reason: object) -> None:
+        self._n_losses += 1
+        if self._n_losses > _IDLE_LOSSES:
+            raise ClusterError(
+                f"actors of the run were lost {self._n_losses} times without any work finished in between; the last "
+                f"time: {reason} Look at the workers' logs."
+            )
+        wait_for_a_worker(self._client, self._membership)
+
+    # The hub.
+
+    def renew_hub(self, reason: str) -> None:
+        """Make the hub anew, as if it had been lost: for when it is to go back to an earlier state."""
+        self._hub_lost = reason
+        self.ask("publish", self.directory.generation, self.directory)
+
+    def _restore_hub(self, reason: object) -> None:
+        """Make the hub anew on another worker; replicas end by themselves, and others are started."""
+        taken = [shard.worker for shard in self.directory.shards]
+        old = self._hub
+        # One that comes to nothing has a number, too: a key is never used again.
+        self._n_hubs_begun += 1
+        hub = self._spawn_hub(place_one(self.workers, taken), self._n_hubs_begun)
+        try:
+            self._host.ready([hub])
+            state = self._spec.hub_state(self)
+            if state is not None:
+                self._caller.run(self._caller.call(hub, "restore", hub.generation, *state))
+        except BaseException:
+            self._host.drop(hub)
+            raise
+        self._host.drop(old)
+        self.rebuilt.append((f"{old.name} was made anew: {reason}", self._spec.hub_cost))
+        self._hub, self._hub_lost = hub, None
+        self.n_hubs += 1
+        self._pool.drop()
+        self._to_leave.clear()
+        self._publish(self.directory)
+        self.start_replicas()
+
+    def _publish(self, directory: Directory) -> None:
+        """Let driver and replicas know of a directory."""
+        self.server.directory = directory
+        self.ask("publish", directory.generation, directory)
+        self._pool.renew(self._spec.replica_spec(directory, self._hub))
+
+    # Shards.
+
+    def replace(
+        self, indices: Collection[int], carry: Carry, avoid: Mapping[int, str], settle: Settle | None = None
+    ) -> None:
+        """Make lost shards anew; see `Shards.replace`.
+
+        Raises
+        ------
+        ActorLostError
+            When another worker was lost meanwhile.
+        """
+        if indices:
+            self.shards.replace(indices, self._caller, self._publish, carry, avoid, settle)
+        else:
+            self.shards.open_again(self._caller, self._publish)
+
+    def fill(self, errands: Sequence[tuple[str, Errand]]) -> None:
+        """Run errands that fill the shards, and wait for them."""
+        self.shards.run(errands)
+
+    def hand_over(self, vectors: tuple[str, ...] | None) -> None:
+        """Move shards off the workers that are to be left; see `Shards.hand_over`."""
+        self.shards.hand_over(self.leaving_shards(), self._caller, self._publish, vectors)
+        self._move_off()
+
+    def copy_shards(self) -> None:
+        """Make the copies of shards that are missing."""
+        self.shards.copy(self._caller, self._publish)
+
+    def _move_off(self) -> None:
+        """Leave the workers that are to be left, but for shards, which the driver has to hand over first."""
+        if not self._leaving:
+            return
+        if not self.workers:
+            raise NoWorkersError("all workers are to leave, and the run has nowhere to go. Start others first.")
+        for worker in self._leaving:
+            for replica in self._pool.lose(worker):
+                self.ask("leave", replica)
+        if self._hub.worker in self._leaving:
+            self.renew_hub(f"worker {self._hub.worker} leaves.")
+        copies = {copy.worker for copy in self.directory.copies if copy is not None}
+        if copies & self._leaving:
+            self.shards.promote_copies(self._caller, copies & self._leaving, self._publish)
+        with_shards = {self.directory.shards[index].worker for index in self.leaving_shards()}
+        for worker in sorted(self._leaving - with_shards):
+            self._membership.left(worker)
+        self._leaving &= with_shards
+
+    # Replicas.
 
     def _look_at_replicas(self) -> None:
         for ended in self._pool.ended():
@@ -219,7 +463,7 @@ class Deployment:
             if ended.said == RUN_IS_OVER:
                 self._is_over = True
                 continue
-            if ended.worker not in self._membership.workers:
+            if ended.worker not in self.workers:
                 continue
             self.ask("leave", ended.replica)
             if isinstance(ended.error, Exception) and not is_loss(ended.error):
@@ -227,29 +471,34 @@ class Deployment:
                     f"{ended.replica} on {ended.worker} raised {type(ended.error).__name__}: {ended.error}."
                 ) from ended.error
             self._n_restarts += 1
-            if self._n_restarts > _RESTARTS_PER_WORKER * max(1, len(self._membership.workers)):
+            if self._n_restarts > _RESTARTS_PER_WORKER * max(1, len(self.workers)):
                 raise ClusterError(
                     f"replicas ended {self._n_restarts} times without any work finished in between, although their "
                     f"workers live; the last on {ended.worker}: {ended.said or ended.error}. Look at the workers' logs."
                 )
 
+    # The end.
+
     def close(self) -> None:
-        """End the replicas and let the actors go; nothing of the generation stays on the cluster."""
-        if self._client.status == "running" and self._hub.worker in self._membership.workers:
+        """End the replicas and let the actors go; nothing of the run stays on the cluster."""
+        stop_seconds = _URGENT_SECONDS if self.is_urgent else limits().stop_seconds
+        if self._client.status == "running" and self._hub.worker in self.workers:
             with contextlib.suppress(ActorLostError, CallTimeoutError):
-                self._caller.run(
-                    self._caller.call(self._hub, "finish", self.generation, timeout_seconds=LIMITS.stop_seconds)
-                )
-        self._pool.stop()
+                finish = self._caller.call(self._hub, "finish", self._hub.generation, timeout_seconds=stop_seconds)
+                self._caller.run(finish, stop_seconds)
+        self._pool.stop(stop_seconds)
         self._host.close()
 
 
 @contextlib.contextmanager
-def deployed(client: Client, spec: DeploymentSpec, generation: int, membership: Membership) -> Iterator[Deployment]:
-    """Open a generation, and close it whatever happens."""
+def deployed(client: Client, spec: DeploymentSpec, membership: Membership) -> Iterator[Deployment]:
+    """Open a run on the cluster, and close it whatever happens."""
     membership.refresh()
-    deployment = Deployment(client, spec, generation, membership)
+    deployment = Deployment(client, spec, membership)
     try:
         yield deployment
+    except BaseException:
+        deployment.is_urgent = True
+        raise
     finally:
         deployment.close()

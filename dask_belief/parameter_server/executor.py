@@ -18,7 +18,9 @@ from dask_belief.backend import Backend
 from dask_belief.binary_tree import Node, TreeSum
 from dask_belief.cluster.actors import Caller
 from dask_belief.objective import Gradients, Objective
-from dask_belief.parameter_server.client import Directory, Exchanged, ParameterServer, Traffic
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory, Renew
+from dask_belief.parameter_server.exchange import Exchanged, Traffic
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.shared_fetch import shared_fetch
 
@@ -111,15 +113,24 @@ class PlainExecutor:
         Of the worker on which the replica runs.
     backend
         Where the arrays live.
+    renew
+        Asks for a newer directory when a shard does not answer.
     """
 
-    def __init__(self, objective: Objective, directory: Directory, caller: Caller, backend: Backend) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        directory: Directory,
+        caller: Caller,
+        backend: Backend,
+        renew: Renew | None = None,
+    ) -> None:
         on = getattr(objective, "on", None)
         bound: Objective = objective if on is None else on(backend)
         self._gradients = Gradients(bound)
         self._backend = backend
         self._caller = caller
-        self.server = ParameterServer(directory, caller)
+        self.server = ParameterServer(directory, caller, renew)
         self.parameters: Vector
         self.gradient = self._new_vector()
         self._is_started = False
@@ -161,16 +172,22 @@ class PlainBatchExecutor(PlainExecutor):
 
     Parameters
     ----------
-    objective, directory, caller, backend
+    objective, directory, caller, backend, renew
         See `PlainExecutor`.
     n_units
         Leaves of the tree in which leases are summed.
     """
 
     def __init__(
-        self, objective: Objective, directory: Directory, caller: Caller, backend: Backend, n_units: int
+        self,
+        objective: Objective,
+        directory: Directory,
+        caller: Caller,
+        backend: Backend,
+        n_units: int,
+        renew: Renew | None = None,
     ) -> None:
-        super().__init__(objective, directory, caller, backend)
+        super().__init__(objective, directory, caller, backend, renew)
         self._n_units = n_units
         self._shared = shared_fetch(self.server, caller, backend)
         self._received_bytes = 0

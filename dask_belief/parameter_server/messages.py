@@ -137,6 +137,14 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Alias:
+    """Let a vector have a second name, under which it stays as it is now; nothing is copied."""
+
+    into: str
+    name: str
+
+
+@dataclass(frozen=True)
 class BeginSum:
     """Open the sum of one evaluation's gradients; `parameters` is the vector that replicas fetch for it."""
 
@@ -168,6 +176,7 @@ Command = (
     | ProjectedStep
     | FirstHessian
     | Drop
+    | Alias
     | BeginSum
     | EndSum
 )

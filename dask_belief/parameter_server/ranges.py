@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -59,7 +60,23 @@ def shard_ranges(n_parameters: int, n_shards: int) -> tuple[range, ...]:
     return tuple(range(start, stop) for start, stop in itertools.pairwise(borders))
 
 
-def pieces(shard: range, dtype: DTypeLike) -> tuple[range, ...]:
-    """The pieces in which a shard's range travels."""
+def pieces(shard: range, dtype: DTypeLike, cuts: Iterable[int] = ()) -> tuple[range, ...]:
+    """The pieces in which a shard's range travels.
+
+    Parameters
+    ----------
+    shard
+        The range.
+    dtype
+        Of the vectors.
+    cuts
+        Where a piece begins besides. What a shard notes as applied it notes for each piece: a run that goes on with
+        other shards than it had keeps their borders.
+    """
     step = PIECE_BYTES // (BLOCK * np.dtype(dtype).itemsize) * BLOCK
-    return tuple(range(start, min(start + step, shard.stop)) for start in range(shard.start, shard.stop, step))
+    borders = sorted({shard.start, *(cut for cut in cuts if shard.start < cut < shard.stop), shard.stop})
+    return tuple(
+        range(start, min(start + step, high))
+        for low, high in itertools.pairwise(borders)
+        for start in range(low, high, step)
+    )

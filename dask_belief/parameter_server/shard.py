@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_belief.binary_tree import Node
-from dask_belief.errors import StaleError
+from dask_belief.errors import OldDirectoryError, StaleError
 from dask_belief.monitoring.events import ShardProgress
 from dask_belief.parameter_server.gradient_sum import GradientSum
 from dask_belief.parameter_server.messages import (
     Absolutes,
+    Alias,
     Align,
     BeginSum,
     Combine,
@@ -93,6 +94,7 @@ class Shard:
 
     def __init__(self, spec: ShardSpec) -> None:
         self._spec = spec
+        self._generation = spec.generation
         self._vectors = Vectors(spec.shard, spec.n_parameters, spec.dtype, spec.penalised)
         # Sandblaster: the sum under way, and the last command's number with its reply, for one that is repeated.
         self._sum: GradientSum | None = None
@@ -104,6 +106,17 @@ class Shard:
         self._busy_seconds = 0.0
         self._received_bytes = 0
         self._sent_bytes = 0
+
+    # When a shard is replaced, this one or another: the list of shards has a new generation.
+
+    def adopt(self, generation: int) -> None:
+        """Refuse from now on what was sent by a list of shards older than this; told twice, nothing happens."""
+        self._generation = max(self._generation, generation)
+
+    def names(self, generation: int) -> list[str]:
+        """Tell the names of all vectors."""
+        self._check(generation)
+        return self._vectors.names
 
     # Vectors in and out, in pieces.
 
@@ -191,6 +204,8 @@ class Shard:
                 vectors.first_hessian(into, sums)
             case Drop(name):
                 vectors.drop(name)
+            case Alias(into, name):
+                vectors.alias(into, name)
             case BeginSum(evaluation, parameters, n_units):
                 self._sum = GradientSum(evaluation, parameters, n_units)
             case EndSum(evaluation, into, n_rows, l2):
@@ -202,10 +217,10 @@ class Shard:
 
     # Downpour (section 4.1): updates by the replicas, each mini-batch once.
 
-    def begin_updates(self, generation: int) -> None:
-        """Make the rule's state for the values that were written."""
+    def begin_updates(self, generation: int, is_behind: bool = False) -> None:
+        """Make the rule's state for the values that were written; see `Updates.begin`."""
         self._check(generation)
-        self._updates.begin()
+        self._updates.begin(is_behind)
 
     def exchange(
         self,
@@ -270,6 +285,26 @@ class Shard:
         self._check(generation)
         self._is_frozen = True
 
+    def marks(self, generation: int) -> dict[LeaseKey, int]:
+        """Tell the last mini-batch of each lease that every piece has; see `Updates.marks`."""
+        self._check(generation)
+        return self._updates.marks()
+
+    def advance(self, generation: int, marks: dict[LeaseKey, int]) -> int:
+        """Count mini-batches as applied that this shard, put back to an older state, has lost; gives their number."""
+        self._check(generation)
+        return self._updates.advance({LeaseKey(*lease): mark for lease, mark in marks.items()})
+
+    def finished(self, generation: int) -> Finished:
+        """Tell the leases whose marks were dropped."""
+        self._check(generation)
+        return self._updates.finished
+
+    def n_rounds(self, generation: int) -> int:
+        """Tell how many rounds of synchronous training were closed."""
+        self._check(generation)
+        return self._updates.n_rounds
+
     def state_names(self, generation: int) -> list[str]:
         """Tell the names of the rule's vectors, each of which is named with `STATE` before it."""
         self._check(generation)
@@ -288,6 +323,7 @@ class Shard:
             shard=self._spec.index,
             n_updates=updates.n_updates,
             n_dropped=updates.n_dropped,
+            n_lost=updates.n_lost,
             received_bytes=self._received_bytes,
             sent_bytes=self._sent_bytes,
             busy_seconds=self._busy_seconds,
@@ -295,15 +331,15 @@ class Shard:
             staleness=updates.staleness,
         )
 
-    def save(self, generation: int, offset: int, length: int) -> SavedPiece:
-        """Give a copy of all that is kept for one piece, as of one instant."""
+    def save(self, generation: int, offset: int, length: int, with_staged: bool = False) -> SavedPiece:
+        """Give a copy of all that is kept for one piece, as of one instant; see `Updates.save`."""
         self._check(generation)
-        return self._updates.save(slice(offset, offset + length))
+        return self._updates.save(slice(offset, offset + length), with_staged)
 
-    def restore(self, generation: int, offset: int, saved: SavedPiece) -> None:
-        """Put a saved piece in place."""
+    def restore(self, generation: int, offset: int, saved: SavedPiece, is_behind: bool = False) -> None:
+        """Put a saved piece in place; see `Updates.restore`."""
         self._check(generation)
-        self._updates.restore(offset, saved)
+        self._updates.restore(offset, saved, is_behind)
 
     def forget_marks(self, generation: int, finished: Finished) -> None:
         """Drop the marks of leases that the ledger's saved state covers; what is pushed for them later is dropped."""
@@ -322,7 +358,12 @@ class Shard:
         return self._given_updates
 
     def _check(self, generation: int) -> None:
-        if generation != self._spec.generation:
+        if generation < self._generation:
+            raise OldDirectoryError(
+                f"shard {self._spec.index}: generation {generation} was named, this is {self._generation}."
+            )
+        if generation > self._generation:
             raise StaleError(
-                f"shard {self._spec.index}: generation {generation} was named, this is {self._spec.generation}."
+                f"shard {self._spec.index}: generation {generation} was named, this is {self._generation}: it was "
+                "replaced, or not told."
             )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.errors import CallTimeoutError
 from dask_belief.parameter_server.client import ParameterServer
 
@@ -52,7 +52,7 @@ class SharedFetch:
         CallTimeoutError
             When a shard, or another replica that fetches the same, takes too long.
         """
-        limit_seconds = LIMITS.call_seconds + 10.0
+        limit_seconds = limits().call_seconds + 10.0
         if not self._lock.acquire(timeout=limit_seconds):
             raise CallTimeoutError(
                 f"another replica of this worker did not fetch the parameters within {limit_seconds:g} seconds."

@@ -7,6 +7,7 @@ different numbers of updates, in different orders.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,12 +77,21 @@ class SavedPiece:
         Per lease the last mini-batch applied to it.
     n_updates
         How many updates it has had.
+    n_rounds
+        Rounds of synchronous training that it has seen closed.
+    staged
+        Pushes of the present round, for a piece that is handed over; what is saved for later holds none.
+    caught_up
+        For a piece that is handed over after it was put back: the leases pushed to since; None for any other.
     """
 
     values: Vector
     state: dict[str, Vector]
     marks: dict[LeaseKey, int]
     n_updates: int
+    n_rounds: int = 0
+    staged: dict[PushKey, Vector] = field(default_factory=dict)
+    caught_up: frozenset[LeaseKey] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -120,9 +130,13 @@ class _Piece:
     n_updates: int = 0
     marks: dict[LeaseKey, int] = field(default_factory=dict)
     n_rounds: int = 0
-    """Rounds of synchronous training in this generation."""
+    """Rounds of synchronous training that were closed."""
     staged: dict[PushKey, Vector] = field(default_factory=dict)
     """Pushes of the present round."""
+    caught_up: set[LeaseKey] | None = None
+    """Leases pushed to since the piece was put back to an older state; None where it never was."""
+    n_lost: int = 0
+    """Mini-batches that were lost when it was put back."""
     log: list[Logged] = field(default_factory=list)
 
 
@@ -152,9 +166,19 @@ class Updates:
         self.state_names: tuple[str, ...] = ()
         self.n_dropped = 0
         self._staleness = [0] * N_BINS
+        self._is_behind = False
+        # The marks of pieces that nobody has exchanged with yet.
+        self._marks_at_first: dict[LeaseKey, int] = {}
 
-    def begin(self) -> None:
-        """Make the rule's state for the values that were written."""
+    def begin(self, is_behind: bool = False) -> None:
+        """Make the rule's state for the values that were written.
+
+        Parameters
+        ----------
+        is_behind
+            Whether other shards have had updates already: then some leases leave a gap.
+        """
+        self._is_behind = is_behind
         self._adopt(self._new_state())
 
     def _new_state(self) -> dict[str, Vector]:
@@ -202,9 +226,13 @@ class Updates:
         StaleError
             When the push leaves a gap behind the mark.
         """
-        piece = self._pieces.setdefault(place.start, _Piece())
-        if closed is not None and closed.number == piece.n_rounds:
-            self._close(piece, place, closed)
+        piece = self._pieces.get(place.start)
+        if piece is None:
+            piece = self._pieces[place.start] = self._new_piece()
+        if closed is not None:
+            self._catch_up(piece, closed.number)
+            if closed.number == piece.n_rounds:
+                self._close(piece, place, closed)
         is_taken, answer = False, None
         if push is not None:
             if self._is_done(piece, push.key):
@@ -220,6 +248,11 @@ class Updates:
             piece.log.append(Logged(replica, at, first, last, is_taken, fetch is not False))
         return piece.n_updates, answer
 
+    def _new_piece(self) -> _Piece:
+        marks = self._marks_at_first
+        n_lost = sum(mark + 1 for mark in marks.values())
+        return _Piece(marks=dict(marks), caught_up=set() if self._is_behind else None, n_lost=n_lost)
+
     def _copy(self, place: slice, fetch: bool | NDArray[np.int64]) -> Vector:
         values = self._vectors[VALUES][place]
         return values.copy() if isinstance(fetch, bool) else Selection(fetch).take(values)
@@ -231,6 +264,7 @@ class Updates:
         """Do with a push what the run asks for; tells whether it was taken, and gives the answer to it."""
         staleness = self._spec.staleness
         if isinstance(staleness, Synchronous):
+            self._catch_up(piece, push.base)
             is_in_time = push.base == piece.n_rounds
             if is_in_time:
                 # The sender uses its vector again.
@@ -248,11 +282,25 @@ class Updates:
     def _mark(self, piece: _Piece, key: PushKey) -> None:
         mark = piece.marks.get(key.lease, -1)
         if key.first != mark + 1:
-            raise StaleError(
-                f"a push of mini-batches {key.first} to {key.last} of lease {key.lease.lease} came when {mark} was the "
-                "last applied; there is a gap."
-            )
+            # What was applied before the piece was put back is lost; after that no lease may leave a gap.
+            is_lost = key.first > mark and piece.caught_up is not None and key.lease not in piece.caught_up
+            if not is_lost:
+                raise StaleError(
+                    f"a push of mini-batches {key.first} to {key.last} of lease {key.lease.lease} came when {mark} was "
+                    "the last applied; there is a gap."
+                )
+            piece.n_lost += key.first - mark - 1
         piece.marks[key.lease] = key.last
+        if piece.caught_up is not None:
+            piece.caught_up.add(key.lease)
+
+    @staticmethod
+    def _catch_up(piece: _Piece, n_rounds: int) -> None:
+        """Pass over rounds that were closed without this piece, after it or the ledger was put back."""
+        if n_rounds > piece.n_rounds:
+            piece.n_rounds = n_rounds
+            piece.staged.clear()
+            piece.caught_up = set() if piece.caught_up is None else piece.caught_up
 
     def _step(
         self, piece: _Piece, place: slice, gradient: Vector, runs: NDArray[np.int64] | None, factor: float
@@ -293,7 +341,13 @@ class Updates:
             if not self._is_done(piece, key):
                 self._mark(piece, key)
                 self.n_dropped += 1
-        members = [key for key in sorted(closed.members) if key in piece.staged and not self._is_done(piece, key)]
+        due = [key for key in sorted(closed.members) if not self._is_done(piece, key)]
+        members = [key for key in due if key in piece.staged]
+        for key in due:
+            if key not in piece.staged:
+                # It was staged before the piece was put back.
+                self._mark(piece, key)
+                piece.n_lost += key.last - key.first + 1
         if members:
             total = piece.staged[members[0]]
             for key in members[1:]:
@@ -328,31 +382,75 @@ class Updates:
         marks = [piece.marks.get(lease, -1) for piece in self._pieces.values()]
         return min(marks) if len(marks) == n_pieces else -1
 
-    def save(self, place: slice) -> SavedPiece:
-        """Give a copy of all that is kept for one piece, as of one instant."""
+    @property
+    def n_lost(self) -> int:
+        """Mini-batches that were lost when a piece was put back, of the piece that has lost the most."""
+        return max((piece.n_lost for piece in self._pieces.values()), default=0)
+
+    def marks(self) -> dict[LeaseKey, int]:
+        """Tell, per lease, the last mini-batch that every piece has; -1 where one has none of it."""
+        leases = {lease for piece in self._pieces.values() for lease in piece.marks}
+        return {lease: min(piece.marks.get(lease, -1) for piece in self._pieces.values()) for lease in leases}
+
+    def advance(self, marks: Mapping[LeaseKey, int]) -> int:
+        """Count mini-batches as applied that pieces, put back to an older state, have lost; gives their number."""
+        marks = {lease: mark for lease, mark in marks.items() if lease not in self._finished}
+        if not self._pieces:
+            self._marks_at_first = dict(marks)
+            return sum(mark + 1 for mark in marks.values())
+        lost = 0
+        for piece in self._pieces.values():
+            missing = {lease: mark for lease, mark in marks.items() if mark > piece.marks.get(lease, -1)}
+            n_missing = sum(mark - piece.marks.get(lease, -1) for lease, mark in missing.items())
+            piece.marks |= missing
+            piece.n_lost += n_missing
+            lost = max(lost, n_missing)
+        return lost
+
+    @property
+    def finished(self) -> Finished:
+        """The leases whose marks were dropped."""
+        return self._finished
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds that were closed, of the piece that has seen the most."""
+        return max((piece.n_rounds for piece in self._pieces.values()), default=0)
+
+    def save(self, place: slice, with_staged: bool = False) -> SavedPiece:
+        """Give a copy of all that is kept for one piece, as of one instant; of the present round only when asked."""
         piece = self._pieces.get(place.start, _Piece())
         return SavedPiece(
             values=self._vectors[VALUES][place].copy(),
             state={name: self._vectors[STATE + name][place].copy() for name in self.state_names},
             marks=dict(piece.marks),
             n_updates=piece.n_updates,
+            n_rounds=piece.n_rounds,
+            staged={key: gradient.copy() for key, gradient in piece.staged.items()} if with_staged else {},
+            caught_up=None if piece.caught_up is None or not with_staged else frozenset(piece.caught_up),
         )
 
-    def restore(self, offset: int, saved: SavedPiece) -> None:
-        """Put a saved piece in place."""
+    def restore(self, offset: int, saved: SavedPiece, is_behind: bool = False) -> None:
+        """Put a saved piece in place; one that is behind the other pieces may find that pushes were lost."""
         place = slice(offset, offset + len(saved.values))
         self._vectors.make(VALUES)[place] = saved.values
         self.state_names = tuple(saved.state)
         for name, values in saved.state.items():
             self._vectors.make(STATE + name)[place] = values
         marks = {LeaseKey(*lease): mark for lease, mark in saved.marks.items()}
-        self._pieces[offset] = _Piece(saved.n_updates, marks)
+        staged = {PushKey.of(key): gradient for key, gradient in saved.staged.items()}
+        caught_up = None if saved.caught_up is None else {LeaseKey(*lease) for lease in saved.caught_up}
+        if is_behind:
+            caught_up = set()
+        self._pieces[offset] = _Piece(saved.n_updates, marks, saved.n_rounds, staged, caught_up)
 
     def forget_marks(self, finished: Finished) -> None:
         """Drop the marks of leases that the ledger's saved state covers; what is pushed for them later is dropped."""
         self._finished = finished
         for piece in self._pieces.values():
             piece.marks = {lease: mark for lease, mark in piece.marks.items() if lease not in finished}
+            if piece.caught_up is not None:
+                piece.caught_up = {lease for lease in piece.caught_up if lease not in finished}
 
     def take_log(self, offset: int) -> list[Logged]:
         """Give the exchanges with one piece since the last time, in their order."""

@@ -70,19 +70,43 @@ class Vectors:
         return name in self._named
 
     def make(self, name: str) -> Vector:
-        """Give the vector `name`, made when it is not there; its values are then undefined."""
-        if name not in self._named:
-            self._named[name] = np.empty(len(self.shard), self.dtype)
-        return self._named[name]
+        """Give the vector `name` to be overwritten.
+
+        Its values are undefined where it was not there, or had another name as well: see `alias`.
+        """
+        found = self._named.get(name)
+        if found is None or sum(vector is found for vector in self._named.values()) > 1:
+            found = self._named[name] = np.empty(len(self.shard), self.dtype)
+        return found
+
+    def _own(self, name: str) -> Vector:
+        """Give the vector `name` to be changed in place; one of several names is copied for this one."""
+        found = self._named[name]
+        own = self.make(name)
+        if own is not found:
+            own[:] = found
+        return own
 
     def drop(self, name: str) -> None:
         """Forget a vector; nothing happens when it is not there."""
         self._named.pop(name, None)
 
     @property
+    def names(self) -> list[str]:
+        """The names of all vectors."""
+        return list(self._named)
+
+    @property
     def n_bytes(self) -> int:
-        """Bytes of all named vectors."""
-        return sum(vector.nbytes for vector in self._named.values())
+        """Bytes of all named vectors; one of several names counts once."""
+        return sum(vector.nbytes for vector in {id(vector): vector for vector in self._named.values()}.values())
+
+    def alias(self, into: str, name: str) -> None:
+        """Let a vector have a second name, under which it stays as it is now.
+
+        Nothing is copied: whoever overwrites either name from now on gets new memory for it.
+        """
+        self._named[into] = self._named[name]
 
     def combine(self, into: str, terms: tuple[tuple[float, str], ...]) -> None:
         """``into = sum of coefficient * vector``, in the order of the terms, rounded in the vectors' dtype."""
@@ -173,7 +197,8 @@ class Vectors:
 
     def align(self, direction: str, steepest: str, point: str) -> None:
         """Set to zero, where penalised and at zero, what of a direction does not go down along the pseudo-gradient."""
-        d, v, x = self._named[direction], self._named[steepest], self._named[point]
+        v, x = self._named[steepest], self._named[point]
+        d = self._own(direction)
         for run in self._penalised_chunks(0, len(d)):
             np.copyto(d[run], 0, where=(x[run] == 0) & _is_along(d[run], v[run]))
 

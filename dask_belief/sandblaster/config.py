@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import InitVar, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass, fields
+from typing import Any, cast
 
 from dask_belief.checks import check_count, check_number
 from dask_belief.errors import ArgumentError
 from dask_belief.optim.conjugate_gradient import ConjugateGradient
 from dask_belief.optim.descent import GradientDescent
 from dask_belief.optim.direction import DirectionRule
-from dask_belief.optim.lbfgs import CurvatureMemory
+from dask_belief.optim.lbfgs import CurvatureMemory, MemoryConfig
 
 DIRECTIONS = ("lbfgs", "conjugate_gradient", "gradient_descent")
 FIRST_HESSIANS = ("scaled", "adagrad")
@@ -161,13 +161,18 @@ class Sandblaster:
         quasi_newton = "OWL-QN" if self.l1 else "L-BFGS"
         return f"Sandblaster {quasi_newton if self.direction == 'lbfgs' else self.direction.replace('_', ' ')}"
 
-    def direction_rule(self) -> DirectionRule:
-        """Make what decides directions, with nothing known yet.
+    def direction_rule(self, config: Mapping[str, Any] | None = None) -> DirectionRule:
+        """Make what decides directions.
+
+        Parameters
+        ----------
+        config
+            What is known already, from the rule's ``to_config``; None for nothing.
 
         Raises
         ------
         ArgumentError
-            When `direction` makes something else.
+            When `direction` makes something else, or something that does not know `config`.
         """
         if callable(self.direction):
             rule = self.direction()
@@ -175,9 +180,48 @@ class Sandblaster:
                 raise ArgumentError(
                     f"direction: expected a function that makes a DirectionRule, it made a {type(rule).__name__}."
                 )
-            return rule
+            if config is None:
+                return rule
+            if not hasattr(rule, "from_config"):
+                raise ArgumentError(f"direction: {type(rule).__name__} has no from_config, to go on from a checkpoint.")
+            known: DirectionRule = type(rule).from_config(config)
+            return known
         if self.direction == "conjugate_gradient":
-            return ConjugateGradient()
+            return ConjugateGradient() if config is None else ConjugateGradient.from_config(config)
         if self.direction == "gradient_descent":
-            return GradientDescent()
+            return GradientDescent() if config is None else GradientDescent.from_config(config)
+        if config is not None:
+            return CurvatureMemory.from_config(cast(MemoryConfig, config))
         return CurvatureMemory(self.history_size, is_damped=self.damping, has_diagonal=self.first_hessian == "adagrad")
+
+    def check_saves(self) -> None:
+        """Refuse a direction of the user's own that cannot go to a checkpoint; raises `ArgumentError`."""
+        if not callable(self.direction):
+            return
+        rule = self.direction_rule()
+        if not (hasattr(rule, "to_config") and hasattr(rule, "from_config")):
+            raise ArgumentError(
+                f"checkpoint: {type(rule).__name__} has no to_config and from_config, by which what it knows is saved. "
+                "Give it both (see DirectionRule), or leave checkpoint= out."
+            )
+
+    def to_config(self) -> dict[str, Any]:
+        """Describe the options by plain JSON; a direction of the user's own is left out, and is to be given again."""
+        config = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return config | {"direction": None if callable(self.direction) else self.direction}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Sandblaster:
+        """Rebuild the options from `to_config`.
+
+        Raises
+        ------
+        ArgumentError
+            An option is unknown or out of range, or the direction was the user's own.
+        """
+        if config.get("direction", "lbfgs") is None:
+            raise ArgumentError("method: the direction was a function of your own; give the method again as method=.")
+        try:
+            return cls(**config)
+        except TypeError as error:
+            raise ArgumentError(f"config: Sandblaster cannot be made with {sorted(config)}: {error}") from error

@@ -1,29 +1,39 @@
-"""The driver of a Sandblaster run: what a generation is made of, and what is carried from one to the next.
+"""The driver of a Sandblaster run: what its actors are, and how it goes on when they are lost.
 
-When a generation of actors is lost, the next begins at the last point that was copied to the driver, with an empty
-history.
+Shards that are lost are made anew, and all shards are filled with the newest saved state: the run goes back to the end
+of an iteration, and computes the ones after it again, with the same bits.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 
 from dask_belief.cluster.actors import ActorAddress
+from dask_belief.cluster.limits import limits
 from dask_belief.data.units import UnitPlan, plan_units
+from dask_belief.errors import ActorLostError, OldDirectoryError
+from dask_belief.memory_needs import Needs
 from dask_belief.objective import penalised_of
 from dask_belief.optim.backtracking import ProjectedSearch
 from dask_belief.optim.direction import DirectionRule
-from dask_belief.optim.lbfgs import CurvatureMemory
 from dask_belief.optim.line_search import StrongWolfe
 from dask_belief.optim.stopping import Criteria, Stop, StopReason
-from dask_belief.parameter_server.client import Directory
+from dask_belief.parameter_server.carrying import Errand
+from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.messages import Drop, FirstHessian
+from dask_belief.parameter_server.ranges import shard_ranges
+from dask_belief.parameter_server.shards import ShardsSpec
+from dask_belief.recovery import Loss, Source, source_of
 from dask_belief.run import Outcome, Run, Vector
+from dask_belief.sandblaster.bookmark import Bookmark
 from dask_belief.sandblaster.config import Sandblaster
 from dask_belief.sandblaster.coordinator import Coordinator
 from dask_belief.sandblaster.full_batch import FullBatch, Penalty
-from dask_belief.sandblaster.memory_plan import largest_level, plan_memory
+from dask_belief.sandblaster.memory_plan import largest_level, sandblaster_needs
 from dask_belief.sandblaster.minimiser import Minimiser
 from dask_belief.sandblaster.progress import Progress
 from dask_belief.sandblaster.replica import ReplicaSpec, sandblaster_replica
@@ -37,12 +47,9 @@ _NOISE = {"float32": 1e-7, "float64": 1e-15}
 
 _SUMS = "adagrad_sums"
 
-# Points, gradients, direction, and with an L1 penalty pseudo-gradients and the move: all but the history.
-_N_VECTORS = 8
-
 
 class SandblasterDriver:
-    """Runs a batch method over the generations of a run.
+    """Runs a batch method to its end, whatever is lost on the way.
 
     Parameters
     ----------
@@ -58,13 +65,20 @@ class SandblasterDriver:
         self._method = method
         self._progress = Progress()
         self._stop: Stop | None = None
-        self._plan: UnitPlan = plan_units(
+        self._plan = self._resumed_plan() or plan_units(
             facts.dataset.n_rows,
             facts.dataset.chunk_rows,
             facts.dataset.row_bytes(facts.dtype),
             facts.objective.n_parameters,
             unit_rows=method.unit_rows,
         )
+        # Where the run is to go on; None to begin at `run.best`.
+        self._bookmark: Bookmark | None = None
+
+    def _resumed_plan(self) -> UnitPlan | None:
+        """The units of the run that this one goes on from: others would give other bits."""
+        resumed = self._run.facts.resumed
+        return None if resumed is None else UnitPlan.from_config(resumed.saved.state["plan"])
 
     def drive(self) -> Outcome:
         """Train to the end.
@@ -75,53 +89,157 @@ class SandblasterDriver:
             When the loss or gradient at the initial parameters is NaN or infinite.
         """
         planned = (float(self._method.max_iter), "iterations")
-        return self._run.through_generations(self._deployment_spec(), planned, self._generation, self._lost)
+        with self._run.on_cluster(self._deployment_spec(), planned) as deployment:
+            prepare = self._begin
+            while True:
+                try:
+                    prepare(deployment)
+                    return self._train(deployment)
+                except (ActorLostError, OldDirectoryError) as error:
+                    reason = error
+                    prepare = self._go_back
+                deployment.find_losses(reason)
 
     def kept(self) -> Vector:
         """The best parameters that are on the host."""
         return self._run.best
 
-    def _lost(self) -> str:
-        self._progress.go_back()
-        return f"back to iteration {self._progress.iteration}, with an empty history"
-
     def _deployment_spec(self) -> DeploymentSpec:
         facts, method = self._run.facts, self._method
         max_level = largest_level(facts.initial.nbytes)
+        n_parameters = facts.objective.n_parameters
+        ranges = shard_ranges(n_parameters, method.n_shards or min(len(facts.client.nthreads()), n_parameters))
+        memory = self._run.plan_memory(self._needs, ranges, n_replicas=None)
 
         def replica_spec(directory: Directory, coordinator: ActorAddress) -> ReplicaSpec:
-            return ReplicaSpec(facts.objective, self._plan, directory, coordinator, facts.backend, method.cache_bytes)
+            return ReplicaSpec(
+                facts.objective,
+                self._plan,
+                directory,
+                coordinator,
+                facts.backend,
+                method.cache_bytes,
+                memory.cache_bytes,
+                limits(),
+            )
 
         return DeploymentSpec(
             run=facts.name,
             method=method.name,
-            n_parameters=facts.objective.n_parameters,
-            dtype=facts.dtype,
-            penalised=penalised_of(facts.objective),
-            n_shards=method.n_shards,
+            shards=ShardsSpec(
+                n_parameters=n_parameters,
+                dtype=facts.dtype,
+                penalised=penalised_of(facts.objective),
+                updates=None,
+                ranges=ranges,
+            ),
             n_replicas=None,
-            updates=None,
             hub=Coordinator,
             hub_arguments=(len(self._plan), max_level, method.backup_after),
+            hub_state=lambda _: None,
+            hub_cost="the evaluation under way is begun again",
             replica=sandblaster_replica,
             replica_spec=replica_spec,
             dataset=facts.dataset,
         )
 
-    def _generation(self, deployment: Deployment) -> Outcome:
-        run, method, progress = self._run, self._method, self._progress
-        deployment.run(deployment.server.write(POINT, run.best))
-        self._write_first_hessian(deployment)
-        penalty = Penalty(method.l2, method.l1)
-        batch = FullBatch(run, deployment, self._plan, penalty, progress.evaluations, method.max_seconds)
-        criteria = Criteria(method.gtol, method.ftol, method.max_iter, method.max_evaluations, method.max_seconds)
-        rule = method.direction_rule()
-        minimiser = Minimiser(run, deployment, batch, rule, self._steps(rule), criteria, progress)
+    def _needs(self, n_replicas: int) -> Needs:
+        facts = self._run.facts
+        return sandblaster_needs(
+            self._method, facts.objective, facts.dataset, facts.validation, facts.dtype, self._plan, n_replicas
+        )
+
+    # Where the run begins, and where it goes on.
+
+    def _begin(self, deployment: Deployment) -> None:
+        """Bring the shards to where the run begins: the initial point, or what it is resumed from."""
+        if self._run.vault.newest is not None:
+            deployment.fill(self._run.vault.fills(deployment, deployment.directory, ()))
+            self._run.vault.go_back(deployment)
+            self._take_bookmark()
+            self._run.keep(deployment, POINT)
+            self._progress.keep()
+            return
+        self._write_point(deployment, self._run.facts.initial)
+
+    def _write_point(self, deployment: Deployment, point: Vector) -> None:
+        deployment.run(deployment.server.write(POINT, point))
+        if self._method.first_hessian == "adagrad":
+            # The diagonal from which L-BFGS begins, where Adagrad's sums were handed over.
+            sums = self._run.facts.adagrad_sums
+            assert sums is not None
+            deployment.run(deployment.server.write(_SUMS, sums))
+            deployment.execute(FirstHessian(DIAGONAL, _SUMS), Drop(_SUMS))
+
+    def _go_back(self, deployment: Deployment) -> None:
+        """Make lost shards anew, and bring all shards to the end of an iteration that is saved."""
+        run, lost, iteration = self._run, deployment.lost_shards(), self._progress.iteration
+        run.note_changes(deployment)
+        run.vault.give_up()
+        run.vault.look(deployment)
+        source = Source.KEPT if self._stop is not None else self._source(deployment, lost)
+
+        def carry(server: ParameterServer) -> list[tuple[str, Errand]]:
+            return run.vault.fills(deployment, server.directory, lost) if source is Source.SAVED else []
+
+        deployment.replace(lost, carry, run.vault.keeper_workers())
+        names = ", ".join(f"shard {index}" for index in lost) or "a shard"
+        if source is Source.SAVED:
+            run.vault.go_back(deployment)
+            self._take_bookmark()
+        else:
+            self._begin_at_point(source)
+            self._write_point(deployment, run.facts.initial if source is Source.BEGINNING else run.best)
         if self._stop is None:
-            # Otherwise the former generation was lost after the end, and only validation is left.
+            again = iteration - self._progress.iteration
+            said = f"back to iteration {self._progress.iteration} by {source.value}, {again} are computed again"
+            run.note_rebuild(f"{names} was lost.", said, self._progress.iteration)
+
+    def _source(self, deployment: Deployment, lost: list[int]) -> Source:
+        vault = self._run.vault
+        return source_of(
+            Loss(
+                has_saved=vault.can_fill(lost),
+                n_saved=vault.n_saved,
+                can_save=vault.is_able and vault.has_place(deployment),
+                has_kept=self._progress.kept_iteration > 0,
+            )
+        )
+
+    def _take_bookmark(self) -> None:
+        """Go on from the newest saved state, which the shards hold."""
+        saved, progress = self._run.vault.newest, self._progress
+        assert saved is not None
+        self._bookmark = mark = Bookmark.from_state(saved.state, self._method.direction_rule)
+        progress.iteration, progress.evaluations, progress.value = mark.iteration, mark.evaluations, mark.value
+
+    def _begin_at_point(self, source: Source) -> None:
+        """Go on from parameters alone: the initial ones, or those that the driver has a copy of."""
+        self._bookmark = None
+        progress = self._progress
+        if source is Source.BEGINNING:
+            progress.iteration, progress.evaluations, progress.value = 0, 0, math.nan
+        else:
+            self._run.was_set_back = self._stop is None or self._run.was_set_back
+            progress.go_back()
+            # Iterations of the same numbers make other pairs.
+            self._run.vault.part_ways()
+
+    # Training.
+
+    def _train(self, deployment: Deployment) -> Outcome:
+        run, method, progress, mark = self._run, self._method, self._progress, self._bookmark
+        penalty = Penalty(method.l2, method.l1)
+        batch = FullBatch(run, deployment, self._plan, penalty, method.max_seconds, has_value=mark is not None)
+        criteria = Criteria(method.gtol, method.ftol, method.max_iter, method.max_evaluations, method.max_seconds)
+        rule = method.direction_rule() if mark is None else copy.deepcopy(mark.rule)
+        minimiser = Minimiser(
+            run, deployment, batch, rule, self._steps(rule), criteria, progress, {"plan": self._plan.to_config()}
+        )
+        if self._stop is None:
+            # Otherwise shards were lost after the end, and only validation is left.
             deployment.start_replicas()
-            self._tell_memory(rule, deployment.n_replicas)
-            self._stop = self._minimise(minimiser, deployment)
+            self._stop = self._minimise(minimiser, deployment, mark)
         is_validated = self._stop.reason is not StopReason.INTERRUPTED
         return Outcome(
             parameters=run.best,
@@ -141,31 +259,15 @@ class SandblasterDriver:
         c2 = rule.c2 if method.c2 is None else method.c2
         return Smooth(StrongWolfe(method.c1, c2, method.max_search_evaluations, relative_noise=noise))
 
-    def _tell_memory(self, rule: DirectionRule, n_replicas: int) -> None:
-        n_pairs = rule.history_size + 1 if isinstance(rule, CurvatureMemory) else 1
-        n_vectors = _N_VECTORS + 2 * n_pairs
-        plan = plan_memory(self._run.facts.initial.nbytes, n_vectors, len(self._plan), n_replicas)
-        logger.info(
-            "memory for vectors: %.3g MiB a replica; on all shards %.3g MiB, and at most %.3g MiB of sums under way",
-            *(n_bytes / 2**20 for n_bytes in (plan.replica_bytes, plan.vectors_bytes, plan.waiting_bytes)),
-        )
-
-    def _write_first_hessian(self, deployment: Deployment) -> None:
-        """Make the diagonal from which L-BFGS begins, where Adagrad's sums were handed over."""
-        if self._method.first_hessian == "adagrad":
-            sums = self._run.facts.adagrad_sums
-            assert sums is not None
-            deployment.run(deployment.server.write(_SUMS, sums))
-            deployment.execute(FirstHessian(DIAGONAL, _SUMS), Drop(_SUMS))
-
-    def _minimise(self, minimiser: Minimiser, deployment: Deployment) -> Stop:
+    def _minimise(self, minimiser: Minimiser, deployment: Deployment, mark: Bookmark | None) -> Stop:
         """Train to the end, and copy the last point to the driver; an interrupt goes back to the last point copied."""
         try:
-            stop = minimiser.minimise()
+            stop = minimiser.minimise(mark)
             self._run.keep(deployment, POINT)
             self._progress.keep()
         except KeyboardInterrupt:
             logger.warning("interrupted: the last point that was kept is the result")
+            deployment.is_urgent = True
             self._progress.go_back()
             stop = Stop(StopReason.INTERRUPTED, {"iteration": float(self._progress.iteration)})
         return stop

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.errors import NonFiniteError, NoProgressError
 from dask_belief.parameter_server.deployment import Deployment
@@ -92,15 +92,10 @@ class FullBatch:
         The units of an evaluation.
     penalty
         What is added to the mean loss; only the part of `l2` has a gradient here.
-    n_done
-        Evaluations that the run made before.
     max_seconds
         Of the run; None for no limit. The first evaluation is made whatever it takes.
-
-    Attributes
-    ----------
-    n_done
-        Evaluations that the run has made.
+    has_value
+        Whether the run knows a finite value already.
     """
 
     def __init__(
@@ -109,10 +104,11 @@ class FullBatch:
         deployment: Deployment,
         plan: UnitPlan,
         penalty: Penalty,
-        n_done: int,
         max_seconds: float | None = None,
+        has_value: bool = False,
     ) -> None:
-        self.n_done = n_done
+        # What is repeated after a loss has another number than before: nothing of then counts.
+        self._number = 0
         self._run = run
         self._deployment = deployment
         self._plan = plan
@@ -120,7 +116,7 @@ class FullBatch:
         self._max_seconds = max_seconds
         self._last_progress = time.monotonic()
         self._begun_seconds = 0.0
-        self._has_value = False
+        self._has_value = has_value
 
     def begin(self, to_shards: Round, at: str) -> Answers:
         """Open the sum of the next evaluation, after the other commands of the round.
@@ -137,7 +133,8 @@ class FullBatch:
         dict
             The answers of the round.
         """
-        to_shards.do(BeginSum(self.n_done + 1, at, len(self._plan)))
+        self._number = self._deployment.next_evaluation()
+        to_shards.do(BeginSum(self._number, at, len(self._plan)))
         answers = to_shards.send(self._deployment)
         self._begun_seconds = to_shards.seconds
         return answers
@@ -155,13 +152,12 @@ class FullBatch:
         Raises
         ------
         NonFiniteError
-            When the first evaluation of a generation is NaN or infinite; names the units and their rows.
+            When the run's first evaluation is NaN or infinite; names the units and their rows.
         NoProgressError
             When no unit was finished for longer than the limit.
         TimeIsUp
             When the run's seconds are used up, but for the first evaluation.
         """
-        self.n_done += 1
         n_rows = self._run.facts.dataset.n_rows
         status = self._wait()
         is_finite = not status.faulty and math.isfinite(status.loss or 0.0)
@@ -169,7 +165,7 @@ class FullBatch:
             raise NonFiniteError(self._fault(status))
         self._has_value = True
         to_shards = Round()
-        to_shards.do(EndSum(self.n_done, gradient, n_rows, self._penalty.l2))
+        to_shards.do(EndSum(self._number, gradient, n_rows, self._penalty.l2))
         self._penalty.ask(to_shards, at)
         ask(to_shards)
         answers = to_shards.send(self._deployment)
@@ -186,11 +182,12 @@ class FullBatch:
         """Wait for the evaluation, and look after the cluster meanwhile."""
         n_done = -1
         while True:
-            status: Status = self._deployment.ask("evaluate", self.n_done, LIMITS.watch_seconds)
+            status: Status = self._deployment.ask("evaluate", self._number, limits().watch_seconds)
             self._deployment.watch()
             self._run.note_changes(self._deployment)
             self._run.note_kinds(status.kinds)
             self._run.poll_validation()
+            self._run.look_after_saves(self._deployment)
             now = time.monotonic()
             if status.n_done != n_done:
                 if status.n_done > max(n_done, 0):
@@ -200,9 +197,9 @@ class FullBatch:
                 return status
             if self._has_value and self._max_seconds is not None and self._run.seconds >= self._max_seconds:
                 raise TimeIsUp
-            if now - self._last_progress > LIMITS.no_progress_seconds:
+            if now - self._last_progress > limits().no_progress_seconds:
                 raise NoProgressError(
-                    f"no unit was finished for {LIMITS.no_progress_seconds:g} seconds, with {status.n_done} of "
+                    f"no unit was finished for {limits().no_progress_seconds:g} seconds, with {status.n_done} of "
                     f"{len(self._plan)} done and {status.n_replicas} replicas. Look at the workers' logs."
                 )
 

@@ -12,7 +12,14 @@ messages, and cost memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import numpy as np
+
+from dask_belief.data.dataset import Dataset
+from dask_belief.data.units import UnitPlan
+from dask_belief.memory_needs import Needs, evaluation_bytes, extra_gradients, sent_bytes, workspace_bytes
+from dask_belief.objective import Objective
+from dask_belief.optim.lbfgs import CurvatureMemory
+from dask_belief.sandblaster.config import Sandblaster
 
 SUM_BYTES = 256 * 2**20
 """Partial sums of a lease, where they are more than one vector."""
@@ -25,24 +32,12 @@ IN_FLIGHT_BYTES = 64 * 2**20
 
 MOST_IN_FLIGHT = 2
 
+# Two points, two gradients, the direction; with an L1 penalty two pseudo-gradients and the move.
+_SMOOTH_VECTORS = 5
+_ORTHANT_VECTORS = 8
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes of vectors, at most.
-
-    Attributes
-    ----------
-    replica_bytes
-        Of one replica that has its worker to itself; the parameters of several on one worker are shared.
-    vectors_bytes
-        Of the named vectors on all shards together.
-    waiting_bytes
-        Of gradient sums that wait for a sibling, on all shards together.
-    """
-
-    replica_bytes: int
-    vectors_bytes: int
-    waiting_bytes: int
+# Point and gradient of a saved state.
+_SAVED_POINTS = 2
 
 
 def largest_level(vector_bytes: int) -> int:
@@ -55,23 +50,65 @@ def most_in_flight(vector_bytes: int) -> int:
     return max(1, min(MOST_IN_FLIGHT, IN_FLIGHT_BYTES // vector_bytes))
 
 
-def plan_memory(vector_bytes: int, n_vectors: int, n_units: int, n_replicas: int) -> MemoryPlan:
-    """Reckon what a run needs.
+def sandblaster_needs(
+    method: Sandblaster,
+    objective: Objective,
+    dataset: Dataset,
+    validation: Dataset | None,
+    dtype: str,
+    plan: UnitPlan,
+    n_replicas: int,
+) -> Needs:
+    """Reckon what a run of Sandblaster needs.
 
     Parameters
     ----------
-    vector_bytes
-        Of one vector of all parameters.
-    n_vectors
-        Named vectors on the shards.
-    n_units, n_replicas
-        Of the run.
+    method, objective, dataset, validation, dtype
+        As given to `dask_belief.train`.
+    plan
+        How the rows are cut into units.
+    n_replicas
+        Of the run, on all workers.
     """
-    level = largest_level(vector_bytes)
-    # The sum that is being computed next stands beside those in flight.
-    of_replica = 3 + (level + 1) + most_in_flight(vector_bytes)
+    item_bytes, row_bytes = np.dtype(dtype).itemsize, dataset.row_bytes(dtype)
+    vector_bytes = objective.n_parameters * item_bytes
+    rule = method.direction_rule()
+    n_pairs = rule.history_size if isinstance(rule, CurvatureMemory) else 1
+    named = (_ORTHANT_VECTORS if method.l1 else _SMOOTH_VECTORS) + 2 * (n_pairs + 1)
+    # The first Hessian with the sums that it is made from; the snapshot that is validated.
+    named += 2 * (method.first_hessian == "adagrad") + (validation is not None)
+    state = _SAVED_POINTS + 2 * n_pairs
+    fair_share = -(-len(plan) // n_replicas)
+    level = min(largest_level(vector_bytes), fair_share.bit_length() - 1)
+    return Needs(
+        vector_bytes=vector_bytes,
+        item_bytes=item_bytes,
+        # A gradient, a sum, and one on its way.
+        replica_vectors=3,
+        # The gradient of a further block; the other partial sums; the other sums on their way.
+        passing_replica_vectors=1 + extra_gradients(objective) + level + most_in_flight(vector_bytes) - 1,
+        # See `parameter_server.shared_fetch`.
+        shared_vectors=2,
+        unit_bytes=plan.largest_rows * row_bytes,
+        data_bytes=dataset.n_rows * row_bytes,
+        workspace_bytes=workspace_bytes(objective, min(plan.block_rows, plan.largest_rows), row_bytes, item_bytes),
+        shard_vectors=named,
+        # A saved state stays on the shards until a newer one is complete. It may be so old that it shares no pair with
+        # what is there now; what is being saved shares all but a point.
+        passing_vectors=state + _SAVED_POINTS + most_waiting(len(plan), n_replicas),
+        n_under_way=most_in_flight(vector_bytes),
+        kept_vectors=state,
+        passing_kept_vectors=state,
+        sent_bytes=sent_bytes(dataset) + sent_bytes(validation),
+        evaluation_bytes=0 if validation is None else evaluation_bytes(objective, validation, dtype),
+        cache_bytes=method.cache_bytes,
+        advice="ask for more workers and shards, a smaller history_size, smaller cache_bytes or unit_rows",
+    )
+
+
+def most_waiting(n_units: int, n_replicas: int) -> int:
+    """How many sums wait for a sibling on a shard, at most."""
     # What a replica has done of its own run, and of the ends of others', are runs of units: each is covered by two
     # nodes a level at most.
     levels = (max(1, n_units) - 1).bit_length()
-    waiting = min(-(-n_units // 2), 2 * n_replicas * max(1, levels))
-    return MemoryPlan(of_replica * vector_bytes, n_vectors * vector_bytes, waiting * vector_bytes)
+    return min(-(-n_units // 2), 2 * n_replicas * max(1, levels))

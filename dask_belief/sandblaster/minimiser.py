@@ -13,9 +13,11 @@ The pair s, y goes to a slot that holds nothing, so a trial that the search refu
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from dask_belief.evaluation import SNAPSHOT
 from dask_belief.monitoring.events import IterationEnded
@@ -25,15 +27,19 @@ from dask_belief.optim.stopping import Criteria, Stop, StopReason, check_iterati
 from dask_belief.parameter_server.deployment import Deployment
 from dask_belief.parameter_server.messages import Combine, Dot, MaxNorm
 from dask_belief.run import Run
+from dask_belief.sandblaster.bookmark import Bookmark
 from dask_belief.sandblaster.full_batch import Evaluated, FullBatch, TimeIsUp
 from dask_belief.sandblaster.progress import Costs, Progress
 from dask_belief.sandblaster.round import Round
 from dask_belief.sandblaster.steps import (
+    DIRECTION,
     GRADIENT,
+    MOVE,
     POINT,
     SLOPE,
     TRIAL,
     TRIAL_GRADIENT,
+    TRIAL_PSEUDO_GRADIENT,
     Search,
     Steps,
 )
@@ -42,18 +48,20 @@ logger = logging.getLogger(__name__)
 
 
 class Minimiser:
-    """One batch method on one generation of actors.
+    """One batch method on the shards, from its beginning or from a bookmark.
 
     Parameters
     ----------
     run, deployment, batch
-        The run, its present generation, and the evaluations on it.
+        The run, its actors, and the evaluations on them.
     rule, steps
         What decides directions, and how a search goes along one.
     criteria
         When to stop.
     progress
         Where the run is; kept up to date.
+    state
+        What is saved with each bookmark.
     """
 
     def __init__(
@@ -65,7 +73,9 @@ class Minimiser:
         steps: Steps,
         criteria: Criteria,
         progress: Progress,
+        state: Mapping[str, Any],
     ) -> None:
+        self._state = state
         self._run = run
         self._deployment = deployment
         self._batch = batch
@@ -76,14 +86,23 @@ class Minimiser:
         self._costs = Costs()
         # Commands that go with the next round: what makes the last trial the present point.
         self._pending = Round()
+        # The slots that hold a pair, each with the iteration that made it.
+        self._pairs: dict[int, int] = {}
         # The last evaluation whose value was not finite.
         self._fault: Evaluated | None = None
         self._validated_iteration = -1
 
-    def minimise(self) -> Stop:
-        """Iterate from the vector `POINT` of the shards until there is a reason to stop."""
+    def minimise(self, begin_at: Bookmark | None = None) -> Stop:
+        """Iterate until there is a reason to stop.
+
+        Parameters
+        ----------
+        begin_at
+            Where to go on: the shards hold its vectors, and the rule is as it was then. None to begin at the vector
+            `POINT` of the shards.
+        """
         try:
-            stop = self._iterate()
+            stop = self._iterate(begin_at)
         except TimeIsUp:
             logger.info("the time allowed was used up within an evaluation, which is given up")
             limit = float(self._criteria.max_seconds or 0.0)
@@ -101,9 +120,9 @@ class Minimiser:
 
     # Iterations.
 
-    def _iterate(self) -> Stop:
+    def _iterate(self, begin_at: Bookmark | None) -> Stop:
         progress = self._progress
-        value, norm, previous = *self._first_point(), None
+        value, norm, previous = (*self._first_point(), None) if begin_at is None else self._go_on(begin_at)
         while (stop := self._after_iteration(value, norm, previous)) is None:
             found = self._search(value, norm)
             if isinstance(found, Stop):
@@ -116,7 +135,15 @@ class Minimiser:
             self._emit(search, trial, curvature)
             if self._run.is_keeping_due:
                 self._keep()
+        if self._run.is_checkpointed:
+            self._save_last(value, norm, previous)
         return stop
+
+    def _go_on(self, begin_at: Bookmark) -> tuple[float, float, float | None]:
+        """Take over where a bookmark is; what the steps hold besides follows from its vectors."""
+        self._pairs = dict(begin_at.pairs)
+        self._steps.at_start(self._pending)
+        return begin_at.value, begin_at.norm, begin_at.previous
 
     def _first_point(self) -> tuple[float, float]:
         products = self._rule.products(None)
@@ -130,7 +157,9 @@ class Minimiser:
         point = self._finish(POINT, GRADIENT, ask)
         self._rule.update(None, dict(zip(products, point.answers["dots"], strict=True)))
         self._progress.value = point.value
-        self._progress.keep()
+        if self._progress.kept_iteration == self._progress.iteration:
+            # Else the run began anew, and the driver has a copy of a better point.
+            self._progress.keep()
         return point.value, _norm(point)
 
     def _after_iteration(self, value: float, norm: float, previous: float | None) -> Stop | None:
@@ -139,7 +168,7 @@ class Minimiser:
             self._start_validation()
         progress = self._progress
         asked = self._run.asked_to_stop(iteration=progress.iteration, loss=value)
-        return asked or check_iteration(
+        stop = asked or check_iteration(
             self._criteria,
             iteration=progress.iteration,
             evaluations=progress.evaluations,
@@ -148,12 +177,16 @@ class Minimiser:
             previous_loss=previous,
             gradient_norm=norm,
         )
+        if stop is None:
+            self._look_after_shards(value, norm, previous)
+        return stop
 
     def _accept(self, trial: Evaluated, step: float) -> float:
         """Move to the trial point, with the next round; gives the curvature of the step."""
         slot = self._rule.free_slot()
         products = self._rule.products(slot)
         update = self._rule.update(slot, dict(zip(products, trial.answers["dots"], strict=True)), step)
+        self._pairs[slot] = self._progress.iteration + 1
         self._steps.accept(self._pending)
         if update.change is not None:
             terms = tuple((coefficient, name) for name, coefficient in update.change.items())
@@ -161,6 +194,38 @@ class Minimiser:
         if not update.is_kept:
             logger.info("iteration %d: the next direction makes no use of this step", self._progress.iteration + 1)
         return update.curvature
+
+    # Between iterations: what is saved, and shards that have to move.
+
+    def _look_after_shards(self, value: float, norm: float, previous: float | None) -> None:
+        run, deployment = self._run, self._deployment
+        if deployment.leaving_shards():
+            self._settle()
+            deployment.hand_over(self._lasting_vectors())
+        if run.look_after_saves(deployment):
+            self._begin_save(value, norm, previous)
+
+    def _begin_save(self, value: float, norm: float, previous: float | None) -> None:
+        self._settle()
+        bookmark = self._bookmark(value, norm, previous)
+        self._run.begin_save(self._deployment, {**self._state, **bookmark.to_state()}, bookmark.vectors(POINT))
+
+    def _save_last(self, value: float, norm: float, previous: float | None) -> None:
+        """Save the point at which the run ends, for one that goes on from there."""
+        self._run.finish_save(self._deployment)
+        self._begin_save(value, norm, previous)
+        self._run.finish_save(self._deployment)
+
+    def _bookmark(self, value: float, norm: float, previous: float | None) -> Bookmark:
+        progress = self._progress
+        rule = copy.deepcopy(self._rule)
+        return Bookmark(progress.iteration, progress.evaluations, value, norm, previous, rule, dict(self._pairs))
+
+    def _lasting_vectors(self) -> tuple[str, ...]:
+        """What shards hold between iterations: all but what each trial makes anew, and second names."""
+        names = self._deployment.run(self._deployment.server.names())
+        passing = {TRIAL, TRIAL_GRADIENT, TRIAL_PSEUDO_GRADIENT, DIRECTION, MOVE}
+        return tuple(name for name in names if name not in passing and ":" not in name)
 
     def _settle(self) -> None:
         """Carry out what waits for the next round, so that `POINT` is the last point."""
@@ -229,7 +294,7 @@ class Minimiser:
 
     def _finish(self, at: str, gradient: str, ask: Callable[[Round], None]) -> Evaluated:
         evaluated = self._batch.finish(at, gradient, ask)
-        self._progress.evaluations = self._batch.n_done
+        self._progress.evaluations += 1
         self._costs.add(evaluated)
         if not math.isfinite(evaluated.value):
             self._fault = evaluated
@@ -294,7 +359,7 @@ class Minimiser:
     def _start_validation(self) -> None:
         self._settle()
         self._deployment.execute(Combine(SNAPSHOT, ((1.0, POINT),)))
-        self._run.start_validation(self._deployment.directory, float(self._progress.evaluations))
+        self._run.start_validation(self._deployment, float(self._progress.evaluations))
         self._validated_iteration = self._progress.iteration
 
 

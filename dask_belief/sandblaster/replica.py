@@ -15,7 +15,7 @@ from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.hub import RUN_IS_OVER, Over
 from dask_belief.cluster.hub_line import Asked, HubLine
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import Limits, limits
 from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
 from dask_belief.data.cache import UnitCache
 from dask_belief.data.dataset import Dataset, DirectDataset
@@ -23,8 +23,9 @@ from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.stream import Streamer
 from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.errors import DaskBeliefError, ReplicaError, StaleError
+from dask_belief.memory_plan import CACHE_SHARE
 from dask_belief.objective import Objective
-from dask_belief.parameter_server.client import Directory
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.executor import BatchExecutor, PlainBatchExecutor, blocks
 from dask_belief.sandblaster.coordinator import Report
 from dask_belief.sandblaster.effort import Effort
@@ -34,9 +35,6 @@ from dask_belief.sandblaster.unit_scheduler import Lease
 logger = logging.getLogger(__name__)
 
 Batch = tuple[np.ndarray, np.ndarray]
-
-CACHE_SHARE = 0.4
-"""The part of a worker's memory limit, or of a device's free memory, that keeps decoded data between passes."""
 
 # A lease that has taken so long may have been copied: from then on the replica listens whether it is still wanted.
 _WATCH_AFTER_SECONDS = 0.1
@@ -55,7 +53,11 @@ class ReplicaSpec:
     backend
         The name of the backend.
     cache_bytes
-        For decoded data; None for the default share of the worker's memory, or of the device's.
+        For decoded data; None for the default.
+    host_cache_bytes
+        The default on the host: what is planned. On a device it is a share of what is free there.
+    limits
+        Of the run.
     """
 
     objective: Objective
@@ -64,6 +66,8 @@ class ReplicaSpec:
     coordinator: ActorAddress
     backend: str
     cache_bytes: int | None
+    host_cache_bytes: int
+    limits: Limits
 
 
 def sandblaster_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
@@ -74,7 +78,7 @@ def sandblaster_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> st
     str
         Why it ended.
     """
-    return live(replica, spec.backend, lambda standing: Evaluator(spec, dataset, replica, standing))
+    return live(replica, spec.backend, spec.limits, lambda standing: Evaluator(spec, dataset, replica, standing))
 
 
 class Unwanted(Exception):
@@ -95,15 +99,15 @@ class Evaluator:
         self._standing = standing
         self._caller = Caller.of_worker(standing.worker)
         self._backend = get_backend(spec.backend)
+        self._hub = HubLine(spec.coordinator, replica, standing, self._caller, self._read_ahead)
         self._executor: BatchExecutor = PlainBatchExecutor(
-            spec.objective, spec.directory, self._caller, self._backend, len(spec.plan)
+            spec.objective, spec.directory, self._caller, self._backend, len(spec.plan), self._hub.directory
         )
-        default_bytes = int(CACHE_SHARE * (self._backend.free_bytes() or standing.memory_bytes))
+        free_bytes = self._backend.free_bytes()
+        default_bytes = int(CACHE_SHARE * free_bytes) if free_bytes else spec.host_cache_bytes
         self._cache = UnitCache(default_bytes if spec.cache_bytes is None else spec.cache_bytes)
         self._counted = self._cache.stats
         self._reader = self._new_reader()
-        generation = spec.directory.generation
-        self._hub = HubLine(spec.coordinator, generation, replica, standing, self._caller, self._read_ahead)
         vector_bytes = spec.directory.n_parameters * np.dtype(spec.directory.dtype).itemsize
         self._most_in_flight = most_in_flight(vector_bytes)
         self._fetched = -1
@@ -172,7 +176,7 @@ class Evaluator:
     def _compute(self, unit: WorkUnit, work: _Lease) -> float:
         """Compute a unit, block by block as they are read; gives its loss sum."""
         loss = reading_seconds = computing_seconds = 0.0
-        blocks_read = self._reader.blocks(unit, self._spec.plan.block_rows, LIMITS.no_progress_seconds)
+        blocks_read = self._reader.blocks(unit, self._spec.plan.block_rows, limits().no_progress_seconds)
         while True:
             began = time.monotonic()
             block = next(blocks_read, None)
@@ -221,7 +225,7 @@ class Evaluator:
         pushed = self._executor.push_sum(report.lease.evaluation, report.lease.node)
         self._deliveries.append(self._caller.start(self._report(pushed, report)))
         while len(self._deliveries) > self._most_in_flight:
-            self._deliveries.pop(0).result(2 * LIMITS.call_seconds)
+            self._deliveries.pop(0).result(2 * limits().call_seconds)
         self._settle()
 
     async def _report(self, pushed: concurrent.futures.Future[int], report: Report) -> None:
@@ -280,7 +284,7 @@ class _Lease:
         if time.monotonic() - self._began < _WATCH_AFTER_SECONDS:
             return False
         if self._listening is None:
-            self._listening = self._hub.start("until_unwanted", self.lease, LIMITS.poll_seconds)
+            self._listening = self._hub.start("until_unwanted", self.lease, limits().poll_seconds)
         if not self._listening.done():
             return False
         is_unwanted = bool(self._listening.result())

@@ -14,7 +14,6 @@ import pytest
 from distributed import Client, get_worker
 
 from dask_belief.binary_tree import Node
-from dask_belief.cluster import actors as actors_module
 from dask_belief.cluster.actors import (
     ActorAddress,
     ActorHost,
@@ -24,9 +23,10 @@ from dask_belief.cluster.actors import (
     LineThroughScheduler,
     all_of,
 )
-from dask_belief.cluster.limits import Limits
+from dask_belief.cluster.limits import Limits, limited_by
 from dask_belief.errors import ActorLostError, CallTimeoutError, StaleError
-from tests.small_cluster import close_worker, eventually
+from tests.faults.conftest import processes
+from tests.small_cluster import close_worker, eventually, frozen
 
 GO_ON = threading.Event()
 """Set to let slow methods end; the cluster's workers are threads of this process."""
@@ -53,6 +53,10 @@ class Counter:
 
     def slow(self) -> None:
         GO_ON.wait(30)
+
+    def slow_by(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "done"
 
     def fail(self, error: Exception) -> None:
         raise error
@@ -90,14 +94,14 @@ def caller(request: pytest.FixtureRequest, client: Client, workers: list[str]) -
 @pytest.fixture
 def counter(host: ActorHost, workers: list[str]) -> ActorAddress:
     address = host.spawn(Counter, "counter 0", workers[1], 10)
-    host.ready()
+    host.ready([address])
     return address
 
 
 def test_actor_is_made_where_it_was_asked_for(host: ActorHost, caller: Caller, workers: list[str]) -> None:
     """Each on its worker, and known by name and key."""
     addresses = [host.spawn(Counter, f"counter {number}", worker) for number, worker in enumerate(workers)]
-    host.ready()
+    host.ready(addresses)
     assert [caller.run(caller.call(address, "where")) for address in addresses] == workers
     assert [address.worker for address in addresses] == workers
     assert len({address.key for address in addresses}) == 2
@@ -121,7 +125,7 @@ def test_vectors_travel_both_ways(counter: ActorAddress, caller: Caller) -> None
 def test_asynchronous_method_is_awaited(host: ActorHost, caller: Caller, workers: list[str]) -> None:
     """The caller gets its result and not a coroutine."""
     address = host.spawn(Loop, "loop", workers[0])
-    host.ready()
+    host.ready([address])
     assert caller.run(caller.call(address, "answer", "yes")) == "yes"
 
 
@@ -229,9 +233,10 @@ def test_released_actor_is_lost(host: ActorHost, counter: ActorAddress, caller: 
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient() -> Iterator[None]:
     """Gives up connecting after a moment."""
-    monkeypatch.setattr(actors_module, "LIMITS", Limits(connect_seconds=0.2))
+    with limited_by(Limits(connect_seconds=0.2)):
+        yield
 
 
 @pytest.mark.usefixtures("impatient")
@@ -251,7 +256,7 @@ def test_actor_of_a_closed_worker_is_lost(own_client: Client, way: str) -> None:
     worker = min(own_client.nthreads())
     host = ActorHost(own_client, "closed")
     address = host.spawn(Counter, "counter", worker)
-    host.ready()
+    host.ready([address])
     if way == "direct":
         line: Line = DirectLine(own_client.rpc)
     else:
@@ -269,7 +274,7 @@ def test_call_that_is_pending_when_the_worker_closes_ends(own_client: Client) ->
     first, second, _ = sorted(own_client.nthreads())
     host = ActorHost(own_client, "pending")
     address = host.spawn(Counter, "counter", first)
-    host.ready()
+    host.ready([address])
     caller = Caller.of_client(own_client, [first])
     pending = caller.start(caller.call(address, "slow", timeout_seconds=60))
 
@@ -320,16 +325,16 @@ def test_client_falls_back_to_the_scheduler(
 
 def test_error_of_a_constructor_is_raised(host: ActorHost, workers: list[str]) -> None:
     """`ready` raises what making an actor raised."""
-    host.spawn(Unmakeable, "unmakeable", workers[0])
+    address = host.spawn(Unmakeable, "unmakeable", workers[0])
     with pytest.raises(ValueError, match="cannot be made"):
-        host.ready()
+        host.ready([address])
 
 
 def test_actor_that_cannot_be_placed_is_lost(host: ActorHost) -> None:
     """`ready` does not wait for a worker that is not there for longer than its limit."""
-    host.spawn(Counter, "counter", "tcp://127.0.0.1:1")
+    address = host.spawn(Counter, "counter", "tcp://127.0.0.1:1")
     with pytest.raises(ActorLostError, match=r"counter.* were not made within 0\.1 seconds"):
-        host.ready(timeout_seconds=0.1)
+        host.ready([address], timeout_seconds=0.1)
 
 
 def test_run_has_a_limit_of_its_own(client: Client, workers: list[str]) -> None:
@@ -389,3 +394,46 @@ def test_all_of_keeps_the_order(client: Client, workers: list[str]) -> None:
         return turns
 
     assert caller.run(all_of(after(turns) for turns in (3, 1, 2))) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("way", ["direct", "through the scheduler"])
+def test_call_to_a_frozen_worker_ends_when_it_is_lost(way: str) -> None:
+    """At once, and later ones as well; calls to others go on, and it can be called again once it is found."""
+    with processes(2) as client:
+        victim, other = sorted(client.nthreads())
+        host = ActorHost(client, "frozen")
+        frozen_one, living = host.spawn(Counter, "counter 0", victim), host.spawn(Counter, "counter 1", other)
+        host.ready([frozen_one, living])
+        caller = Caller.of_client(client, [victim, other])
+        if way != "direct":
+            caller = Caller(client.loop.asyncio_loop, LineThroughScheduler(client.scheduler))
+        with frozen(client, victim):
+            pending = [caller.start(caller.call(frozen_one, "add", 1)) for _ in range(2)]
+            going_on = caller.start(caller.call(living, "slow_by", 0.5))
+            with pytest.raises(TimeoutError):
+                pending[0].result(0.2)
+            began = time.monotonic()
+            caller.lose(victim)
+            for call in pending:
+                with pytest.raises(ActorLostError, match=r"counter 0 on .* cannot be reached for 'add'"):
+                    call.result(5)
+            with pytest.raises(ActorLostError, match="the worker was lost"):
+                caller.run(caller.call(frozen_one, "add", 1))
+            assert time.monotonic() - began < 2
+            assert going_on.result(20) == "done"
+        caller.found(victim)
+        assert caller.run(caller.call(frozen_one, "add", 1)) >= 1
+        eventually(lambda: not any(caller._under_way.values()))
+        host.close()
+
+
+def test_cancelled_call_is_not_a_lost_one(counter: ActorAddress, client: Client, workers: list[str]) -> None:
+    """Whoever cancels a call gets what he asked for; nothing of it stays."""
+    caller = Caller.of_client(client, workers)
+    GO_ON.clear()
+    pending = caller.start(caller.call(counter, "slow"))
+    eventually(lambda: any(caller._under_way.values()))
+    pending.cancel()
+    assert pending.cancelled()
+    eventually(lambda: not any(caller._under_way.values()))
+    GO_ON.set()

@@ -6,13 +6,14 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dask_belief.cluster.hub import Over
 from dask_belief.cluster.hub_line import HubLine
-from dask_belief.cluster.limits import LIMITS
+from dask_belief.cluster.limits import limits
 from dask_belief.errors import ActorLostError, StaleError
 from tests.parameter_server.local_actors import LocalActors
 
@@ -71,8 +72,8 @@ def actors() -> Iterator[LocalActors]:
 def line_to(actors: LocalActors, desk: Desk) -> tuple[HubLine, Standing, list[Any]]:
     stand_in: Any = Standing()
     ahead: list[Any] = []
-    hub = actors.register("desk", desk)
-    return HubLine(hub, GENERATION, "replica-0", stand_in, actors.caller, ahead.append), stand_in, ahead
+    hub = replace(actors.register("desk", desk), generation=GENERATION)
+    return HubLine(hub, "replica-0", stand_in, actors.caller, ahead.append), stand_in, ahead
 
 
 def test_hello_tells_replica_and_kind(actors: LocalActors) -> None:
@@ -92,7 +93,7 @@ def test_lease_is_told_as_soon_as_it_arrives(actors: LocalActors) -> None:
     assert line.answer(asked) == "a lease"
     assert ahead == ["a lease"]
     assert standing.n_heard == 1
-    assert desk.notes == [("next_lease", GENERATION, "replica-0", LIMITS.poll_seconds)]
+    assert desk.notes == [("next_lease", GENERATION, "replica-0", limits().poll_seconds)]
 
 
 @pytest.mark.parametrize("answer", [None, Over()])

@@ -7,16 +7,16 @@ import time
 import pytest
 from distributed import Client
 
-from dask_belief.cluster import membership as membership_module
-from dask_belief.cluster.limits import Limits
-from dask_belief.cluster.membership import Joined, Lost, Membership, wait_for_a_worker
+from dask_belief.cluster.limits import Limits, limited_by
+from dask_belief.cluster.membership import Joined, Leaving, Lost, Membership, wait_for_a_worker
 from dask_belief.errors import NoWorkersError
-from tests.small_cluster import close_worker, eventually
+from tests.faults.conftest import processes
+from tests.small_cluster import close_worker, eventually, frozen
 
 
-def changes(membership: Membership, n: int) -> list[Joined | Lost]:
+def changes(membership: Membership, n: int) -> list[Joined | Lost | Leaving]:
     """Poll until this many were heard."""
-    heard: list[Joined | Lost] = []
+    heard: list[Joined | Lost | Leaving] = []
 
     def is_enough() -> bool:
         heard.extend(membership.poll())
@@ -124,15 +124,65 @@ def test_waiting_ends_when_a_worker_comes(own_client: Client) -> None:
     membership.close()
 
 
-def test_waiting_for_a_worker_has_a_limit(own_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_worker_has_a_limit(own_client: Client) -> None:
     """When none comes back, it is an error that says how long was waited."""
-    monkeypatch.setattr(membership_module, "LIMITS", Limits(start_seconds=0.2))
     membership = listen(own_client, "none-comes")
     for worker in list(membership.workers):
         close_worker(own_client, worker)
     changes(membership, 3)
     began = time.monotonic()
-    with pytest.raises(NoWorkersError, match=r"no worker came back within 0\.2 seconds"):
+    with (
+        limited_by(Limits(start_seconds=0.2)),
+        pytest.raises(NoWorkersError, match=r"no worker came back within 0\.2 seconds"),
+    ):
         wait_for_a_worker(own_client, membership)
     assert time.monotonic() - began < 5
+    membership.close()
+
+
+def test_change_is_told_before_it_is_polled(own_client: Client) -> None:
+    """Whoever waits on the event loop hears at once, and the poll tells of it as well."""
+    membership = listen(own_client, "at-once")
+    told: list[object] = []
+    membership.on_change = told.append
+    gone = min(membership.workers)
+    close_worker(own_client, gone)
+    eventually(lambda: told == [Lost(gone)])
+    assert membership.poll() == [Lost(gone)]
+    membership.close()
+
+
+def test_frozen_worker_is_lost_and_comes_back() -> None:
+    """It is told of within a few seconds, is not used although the scheduler has it, and joins when it goes on."""
+    with processes(2) as client, limited_by(Limits(frozen_seconds=0.5)):
+        membership = Membership(client, "frozen")
+        victim = min(membership.workers)
+        heard: list[object] = []
+
+        def has_heard(n: int) -> bool:
+            heard.extend(membership.poll())
+            return len(heard) >= n
+
+        with frozen(client, victim):
+            eventually(lambda: has_heard(1), 30)
+            assert heard == [Lost(victim, is_silent=True)]
+            membership.refresh()
+            assert victim not in membership.workers
+            assert victim in client.nthreads()
+        eventually(lambda: has_heard(2), 30)
+        assert heard[1:] == [Joined(victim, 1)]
+        assert victim in membership.workers
+        membership.close()
+
+
+def test_given_up_worker_joins_when_it_is_heard(own_client: Client) -> None:
+    """The run does without it at once; the scheduler hears of it still, and says so."""
+    membership = listen(own_client, "given-up")
+    victim = min(membership.workers)
+    told: list[object] = []
+    membership.on_change = told.append
+    membership.give_up(victim)
+    assert told == [Lost(victim, is_silent=True)]
+    heard = changes(membership, 2)
+    assert heard == [Lost(victim, is_silent=True), Joined(victim, 1)]
     membership.close()

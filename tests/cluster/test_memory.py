@@ -9,9 +9,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import pytest
+from distributed import Client, LocalCluster
 
-from dask_belief.cluster.memory import keep_freed_memory
+from dask_belief.cluster.memory import (
+    Thresholds,
+    WorkerMemory,
+    keep_freed_memory,
+    memory_of_workers,
+    memory_thresholds,
+    read_ahead_bytes,
+)
 
 MiB = 2**20
 # From malloc.h.
@@ -97,3 +106,43 @@ def test_glibc_takes_the_settings() -> None:
     program = "from dask_belief.cluster.memory import keep_freed_memory; print(keep_freed_memory(2**32))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_scheduler_knows_the_limit_of_each_worker() -> None:
+    """Of all workers, however many; 0 where there is none."""
+    for limit in (0, 2000 * MiB):
+        with (
+            LocalCluster(
+                7,
+                threads_per_worker=3,
+                processes=False,
+                protocol="tcp://",
+                memory_limit=limit,
+                dashboard_address="127.0.0.1:0",
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            found = memory_of_workers(client)
+            assert set(found) == set(client.nthreads())
+            assert set(found.values()) == {WorkerMemory(limit, 3, 0)}
+
+
+def test_thresholds_are_those_of_dask() -> None:
+    """As they are by default, and as they were set; False is never."""
+    assert memory_thresholds() == Thresholds(0.6, 0.7, 0.8)
+    with dask.config.set(
+        {"distributed.worker.memory.spill": False, "distributed.worker.memory.pause": 0.9},
+    ):
+        assert memory_thresholds() == Thresholds(0.6, None, 0.9)
+
+
+@pytest.mark.parametrize(("memory_bytes", "expected"), [(10, 1), (400 * MiB, 20 * MiB), (64_000 * MiB, 128 * MiB)])
+def test_little_is_read_ahead(memory_bytes: float, expected: int) -> None:
+    """A twentieth, at most 128 MiB; something in any case."""
+    assert read_ahead_bytes(memory_bytes) == expected
+
+
+def test_threads_share_a_limit() -> None:
+    """Where there is none a replica reckons with 2.5 GiB."""
+    assert WorkerMemory(900, 3).replica_bytes == 300
+    assert WorkerMemory(0, 3).replica_bytes == 2560 * MiB

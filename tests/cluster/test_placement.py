@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_belief.cluster.placement import place, replicas_to_start
+from dask_belief.cluster.placement import place, place_one, replicas_to_start
 from dask_belief.errors import NoWorkersError
 
 EXAMPLES = settings(derandomize=True, deadline=None, max_examples=200)
@@ -79,3 +79,29 @@ def test_missing_replicas_are_spread_by_threads(
 def test_no_worker_needs_no_replica() -> None:
     """Nothing is started where nothing is."""
     assert replicas_to_start({}, {}, 3) == ()
+
+
+@EXAMPLES
+@given(WORKERS, st.lists(st.sampled_from([f"tcp://w{number}:1" for number in range(9)]), max_size=12), st.data())
+def test_one_more_actor_goes_where_fewest_are(workers: set[str], taken: list[str], data: st.DataObject) -> None:
+    """Among those that need not be avoided, or among all where there is no other; actors that are gone do not count."""
+    avoid = data.draw(st.sets(st.sampled_from([f"tcp://w{number}:1" for number in range(9)])))
+    chosen = place_one(sorted(workers), taken, avoid)
+    counts = Counter(taken)
+    allowed = workers - avoid or workers
+    assert chosen in allowed
+    assert counts[chosen] == min(counts[worker] for worker in allowed)
+    # Whatever the order in which the workers are seen.
+    assert place_one(data.draw(st.permutations(sorted(workers))), taken, avoid) == chosen
+
+
+def test_worker_to_avoid_is_better_than_none() -> None:
+    """A full one that outlives the loss is better than an empty one that does not."""
+    assert place_one(["a"], ["a"], {"a"}) == "a"
+    assert place_one(["a", "b"], ["b", "b", "b"], {"a"}) == "b"
+
+
+def test_nowhere_to_place_one_is_an_error() -> None:
+    """It says what to do."""
+    with pytest.raises(NoWorkersError, match="Start workers"):
+        place_one([], ["gone"], {"gone"})

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 from distributed import Client, get_worker
 
-from dask_belief.cluster import replicas as replicas_module
-from dask_belief.cluster.limits import Limits
+from dask_belief.cluster.limits import Limits, limited_by
 from dask_belief.cluster.replicas import Ended, ReplicaPool, Standing, read_ahead_bytes, stand_aside
 from tests.small_cluster import close_worker, eventually
 
@@ -156,19 +155,19 @@ def test_start_on_a_worker_that_just_left(own_client: Client) -> None:
     eventually(lambda: not own_client.cluster.scheduler.tasks)
 
 
-def test_silence_ends_a_replica(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_ends_a_replica(client: Client) -> None:
     """When its hub has left a question unanswered for too long; what the replica computes meanwhile is no silence."""
-    monkeypatch.setattr(replicas_module, "LIMITS", Limits(silence_seconds=0.2))
 
     def task() -> tuple[bool, bool, bool]:
-        standing = stand_aside()
-        time.sleep(0.25)
-        unasked = standing.should_end
-        standing.listen()
-        time.sleep(0.25)
-        silent = standing.should_end
-        standing.heard()
-        return unasked, silent, standing.should_end
+        with limited_by(Limits(silence_seconds=0.2)):
+            standing = stand_aside()
+            time.sleep(0.25)
+            unasked = standing.should_end
+            standing.listen()
+            time.sleep(0.25)
+            silent = standing.should_end
+            standing.heard()
+            return unasked, silent, standing.should_end
 
     assert client.submit(task, pure=False).result(10) == (False, True, False)
 

@@ -12,7 +12,8 @@ import pytest
 from dask_belief.backend import get_backend
 from dask_belief.downpour.courier import Arrived, Courier
 from dask_belief.errors import CallTimeoutError, StaleError
-from dask_belief.parameter_server.client import Directory, Exchange, Exchanged
+from dask_belief.parameter_server.directory import Directory
+from dask_belief.parameter_server.exchange import Exchange, Exchanged
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.selection import Selection
 from tests.parameter_server.local_actors import LocalActors

@@ -13,8 +13,9 @@ from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.executor import ElasticStepExecutor, PlainStepExecutor, StepSpec, update_spec
 from dask_belief.optim.rules import SGD, Adagrad, Momentum, Rule
 from dask_belief.optim.schedules import InverseTimeDecay
-from dask_belief.parameter_server.client import Exchange, Exchanged, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import ElasticAveraging
+from dask_belief.parameter_server.exchange import Exchange, Exchanged
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.updates import VALUES, UpdateSpec
 from dask_belief.seeds import stream

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 
 from dask_belief.cluster.hub import Over
 from dask_belief.downpour.lease_book import BookState, RowLease
-from dask_belief.downpour.ledger import LeaseReport, Ledger, LedgerSpec
+from dask_belief.downpour.ledger import LeaseReport, Ledger, LedgerSpec, LedgerState
 from dask_belief.errors import StaleError
 from dask_belief.parameter_server.consistency import MaxStaleness, Staleness, Synchronous
 from dask_belief.parameter_server.messages import Finished, LeaseKey, PushKey, Round
@@ -217,8 +220,13 @@ def test_end_of_the_run_answers_everyone() -> None:
     asyncio.run(scenario())
 
 
+def through_json(state: LedgerState) -> LedgerState:
+    """As a checkpoint keeps it."""
+    return LedgerState.from_config(json.loads(json.dumps(state.to_config(), allow_nan=False)))
+
+
 def test_state_is_put_back() -> None:
-    """A new generation's ledger goes on where the old one was saved."""
+    """A ledger that is made anew goes on where the old one was saved; what was under way is begun again."""
 
     async def scenario() -> None:
         ledger = ledger_of(n_leases=3)
@@ -227,21 +235,134 @@ def test_state_is_put_back() -> None:
         await ledger.report(GENERATION, "a", report_of(finished.key))
         await take(ledger, "a")
         state = await ledger.state(GENERATION)
-        assert state == BookState(Finished(0, frozenset([finished.key])), 3, 30, is_released=True)
+        book = BookState(Finished(0, frozenset([finished.key])), 3, 30, is_released=True)
+        assert state == LedgerState(book, 6.0, 30)
         successor = Ledger(GENERATION + 1, LedgerSpec(3, 1, SEED))
-        await successor.restore(GENERATION + 1, state)
+        await successor.restore(GENERATION + 1, through_json(state))
         await successor.hello(GENERATION + 1, "b", "numpy")
         status = await successor.wait(GENERATION + 1, 0, LONG)
-        assert (status.n_finished, status.rows, status.loss_rows) == (1, 30, 0)
+        assert (status.n_finished, status.rows, status.loss_sum, status.loss_rows) == (1, 30, 6.0, 30)
         keys = set()
         for _ in range(2):
             lease = await successor.next_lease(GENERATION + 1, "b", LONG)
             assert isinstance(lease, RowLease)
             assert lease.is_taken_over
             keys.add(lease.key)
+            await successor.report(GENERATION + 1, "b", report_of(lease.key, loss_sum=0.5))
         assert keys == {LeaseKey(0, number) for number in range(3)} - {finished.key}
+        status = await successor.wait(GENERATION + 1, 2, LONG)
+        assert (status.is_over, status.rows, status.loss_sum, status.loss_rows) == (True, 90, 7.0, 90)
+        assert await successor.next_lease(GENERATION + 1, "b", LONG) == Over()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_losses_of_ledgers_one_after_another_repeat_and_skip_nothing(seed: int) -> None:
+    """Over three epochs, with states that are older than the ledger: what was saved as finished is not given again."""
+
+    async def scenario() -> None:
+        chance, n_leases, epochs = random.Random(seed), 5, 3
+        options: dict[str, Any] = {"n_leases": n_leases, "epochs": epochs}
+        ledger, generation, saved = ledger_of(**options), GENERATION, await ledger_of(**options).state(GENERATION)
+        trained: list[LeaseKey] = []
+        kept: list[LeaseKey] = []
+        held: list[LeaseKey] = []
+        await ledger.hello(generation, "a", "numpy")
+        while not (await ledger.wait(generation, -1, LONG)).is_over:
+            deed = chance.random()
+            lease = await ledger.next_lease(generation, "a", 0.0) if deed < 0.45 else None
+            if isinstance(lease, RowLease):
+                held.append(lease.key)
+            elif held and deed < 0.85:
+                key = held.pop(chance.randrange(len(held)))
+                trained.append(key)
+                await ledger.report(generation, "a", report_of(key, loss_sum=1.0, loss_rows=30))
+            elif deed > 0.95:
+                saved, kept = await ledger.state(generation), list(trained)
+            elif deed > 0.92:
+                generation += 1
+                ledger = Ledger(generation, LedgerSpec(n_leases, epochs, SEED))
+                await ledger.restore(generation, through_json(saved))
+                await ledger.hello(generation, "a", "numpy")
+                trained, held = list(kept), []
+        status = await ledger.wait(generation, 0, LONG)
+        assert sorted(trained) == [LeaseKey(epoch, lease) for epoch in range(epochs) for lease in range(n_leases)]
+        assert (status.rows, status.steps) == (30 * len(trained), 3 * len(trained))
+        assert (status.loss_sum, status.loss_rows) == (float(len(trained)), 30 * len(trained))
+
+    asyncio.run(scenario())
+
+
+def test_ledger_that_is_put_back_at_its_end_is_over() -> None:
+    """Whoever waits is told, and replicas that come are sent home."""
+
+    async def scenario() -> None:
+        ledger = ledger_of(n_leases=1)
+        await ledger.hello(GENERATION, "a", "numpy")
+        await ledger.report(GENERATION, "a", report_of((await take(ledger, "a")).key))
+        successor = ledger_of(n_leases=1)
+        await successor.restore(GENERATION, through_json(await ledger.state(GENERATION)))
+        assert (await successor.wait(GENERATION, -1, LONG)).is_over
+        await successor.hello(GENERATION, "b", "numpy")
+        assert await successor.next_lease(GENERATION, "b", LONG) == Over()
+
+    asyncio.run(scenario())
+
+
+def test_synchronous_ledger_goes_on_with_the_rounds_that_shards_have_closed() -> None:
+    """The next round is the one after; a push for an older one came too late."""
+
+    async def scenario() -> None:
+        ledger = ledger_of(n_leases=2, staleness=Synchronous())
+        state = await ledger.state(GENERATION)
+        await ledger.restore(GENERATION, through_json(state), 7)
+        for replica in "ab":
+            await ledger.hello(GENERATION, replica, "numpy")
+            await take(ledger, replica)
+        # Whoever asks for the last round that is closed is told of one without members.
+        assert await ledger.closed(GENERATION, "a", 6, LONG) == Round(6, (), ())
+        late = await ledger.arrive(GENERATION, "a", 6, key_of(0), 0.0)
+        assert late == Round(6, (), ())
+        waiting = asyncio.ensure_future(ledger.arrive(GENERATION, "a", 7, key_of(0, 1), LONG))
+        await soon()
+        assert not waiting.done()
+        closed = await ledger.arrive(GENERATION, "b", 7, key_of(1), LONG)
+        assert closed == await waiting == Round(7, (key_of(0, 1), key_of(1)), (key_of(0),))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("loss_sum", [0.1 + 0.2, math.inf, -math.inf, math.nan, 5e-324])
+def test_state_goes_through_json_bit_for_bit(loss_sum: float) -> None:
+    """Numbers that JSON does not know among them."""
+    finished = Finished(3, frozenset([LeaseKey(3, 2), LeaseKey(4, 0)]))
+    state = LedgerState(BookState(finished, 21, 210, is_released=True), loss_sum, 210)
+    assert repr(through_json(state)) == repr(state)
+
+
+DAMAGES: list[dict[str, Any]] = [
+    {"loss_sum": None},
+    {"loss_sum": "much"},
+    {"loss_sum": []},
+    {"loss_rows": None},
+    {"book": None},
+    {"book": {}},
+    {"book": {"epoch": 0, "finished": [[0]], "steps": 0, "rows": 0, "is_released": True}},
+    {"book": {"epoch": 0, "finished": [["x", 1]], "steps": 0, "rows": 0, "is_released": True}},
+    {"book": {"epoch": None, "finished": [], "steps": 0, "rows": 0, "is_released": True}},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_damaged_state_is_refused(damage: dict[str, Any]) -> None:
+    """Not taken for another one."""
+    state = LedgerState(BookState(Finished(0, frozenset()), 0, 0)).to_config()
+    for name in state:
+        with pytest.raises(KeyError):
+            LedgerState.from_config({key: value for key, value in state.items() if key != name})
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        LedgerState.from_config(state | damage)
 
 
 def test_others_are_released_by_the_clock_of_the_warm_start() -> None:

@@ -18,8 +18,9 @@ from dask_belief.downpour.executor import update_spec
 from dask_belief.downpour.record import ATTRIBUTE, FORMAT, Recorder, check_path, fetches, read_record
 from dask_belief.errors import ArgumentError, DataError, MissingStoreError
 from dask_belief.optim.rules import SGD
-from dask_belief.parameter_server.client import Exchange, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import ElasticAveraging, Staleness, Synchronous
+from dask_belief.parameter_server.exchange import Exchange
 from dask_belief.parameter_server.messages import LeaseKey, Logged, PushKey, Round, StepKey
 from dask_belief.parameter_server.updates import VALUES
 from tests.parameter_server.local_actors import LocalActors, deploy
@@ -158,10 +159,12 @@ def test_record_without_an_end_is_refused(actors: LocalActors, tmp_path: Path) -
     play(scene)
     with pytest.raises(DataError, match="did not come to its end, or lost a shard"):
         read_record(tmp_path / "record.zarr")
-    scene.recorder.begin(scene.server.directory)
+    scene.recorder.break_off()
     scene.close()
     with pytest.raises(DataError, match="did not come to its end, or lost a shard"):
         read_record(tmp_path / "record.zarr")
+    tables: Any = zarr.open_group(str(tmp_path / "record.zarr"), mode="r")
+    assert [tables[f"pieces/{number}"].shape[0] for number in range(len(SPANS))] == [5, 5]
 
 
 def test_record_of_a_newer_version_is_refused(actors: LocalActors, tmp_path: Path) -> None:

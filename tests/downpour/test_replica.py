@@ -14,6 +14,7 @@ import pytest
 
 from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.hub import RUN_IS_OVER
+from dask_belief.cluster.limits import Limits
 from dask_belief.data.units import plan_units
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.executor import update_spec
@@ -101,7 +102,9 @@ class Scene:
 
     def live(self, replica: str, standing: Standing | None = None) -> str:
         objective, dataset, place = (each for each in (SquaredDistance(), Rows(), standing or Standing()))
-        spec: Any = ReplicaSpec(objective, self.plan, self.method, self.server.directory, self.ledger, "numpy", SEED)
+        spec: Any = ReplicaSpec(
+            objective, self.plan, self.method, self.server.directory, self.ledger, "numpy", SEED, Limits()
+        )
         life = Replica(spec, dataset, replica, place)
         try:
             return life.run()

@@ -85,6 +85,20 @@ def test_work_of_a_lost_one_done_again_in_the_same_round_counts_once() -> None:
     assert rounds.last == Round(0, (key(0), key(1)), ())
 
 
+def test_rounds_begin_where_the_shards_are() -> None:
+    """In place of a ledger that was lost: what it knew of pushes is gone, and old numbers are late."""
+    rounds = Rounds(0)
+    rounds.begin_at(0)
+    assert (rounds.number, rounds.last) == (0, None)
+    rounds.begin_at(5)
+    assert (rounds.number, rounds.last) == (5, Round(4, (), ()))
+    assert not rounds.arrive("a", 4, key(0))
+    assert rounds.arrive("b", 5, key(1))
+    assert rounds.close({"b"})
+    assert rounds.last == Round(5, (key(1),), (key(0),))
+    assert rounds.number == 6
+
+
 # The whole of it, message by message, with losses at any moment.
 
 N_LEASES, N_STEPS, N_PIECES = 4, 3, 3

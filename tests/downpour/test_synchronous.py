@@ -14,8 +14,9 @@ from dask_belief.downpour.ledger import Ledger, LedgerSpec
 from dask_belief.downpour.synchronous import SynchronousLine
 from dask_belief.errors import StaleError
 from dask_belief.optim.rules import SGD
-from dask_belief.parameter_server.client import Exchange, Exchanged, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import Synchronous
+from dask_belief.parameter_server.exchange import Exchange, Exchanged
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.updates import VALUES, UpdateSpec
 from tests.parameter_server.local_actors import LocalActors, deploy

@@ -16,8 +16,8 @@ from dask_belief.data.units import WorkUnit
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.trainer import Trained, Trainer, Work
 from dask_belief.errors import NonFiniteError, ReplicaError, StaleError
-from dask_belief.parameter_server.client import Exchanged, Traffic
 from dask_belief.parameter_server.consistency import ElasticAveraging, Synchronous
+from dask_belief.parameter_server.exchange import Exchanged, Traffic
 from dask_belief.parameter_server.executor import Ahead
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.seeds import stream

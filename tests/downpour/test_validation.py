@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_steps_or_seconds_whichever_comes_first() -> None:
 
 
 def test_steps_that_a_loss_took_back_are_not_validated_again() -> None:
-    """A new generation goes on from what was saved."""
+    """Shards that were lost go on from what was saved."""
     schedule = validations(validate_every_steps=100)
     assert due(schedule, [(0, 300, 0.0), (0, 120, 0.0), (0, 300, 0.0), (0, 400, 0.0)]) == [0, 3]
 
@@ -98,3 +99,48 @@ def test_losses_that_are_never_finite_use_up_the_patience(patience: int) -> None
     assert stop is not None
     assert math.isnan(stop.numbers["validation_loss"])
     assert schedule.best == {}
+
+
+def resumed(schedule: Validations, **options: Any) -> Validations:
+    """Another, which goes on from what a checkpoint keeps of this one."""
+    again = validations(**options)
+    again.take_config(json.loads(json.dumps(schedule.to_config(), allow_nan=False)))
+    return again
+
+
+@pytest.mark.parametrize("losses", [[], [2.0, 3.0, 1.5], [math.nan, math.inf], [-math.inf, 1.0], [0.1 + 0.2, 0.3]])
+def test_resumed_run_knows_what_was_found(losses: list[float]) -> None:
+    """The best, bit for bit, and how many were worse: the next ones have the same outcome."""
+    schedule = validations(patience=3)
+    for loss in losses:
+        schedule.take({"loss": loss, "accuracy": math.nan})
+    again = resumed(schedule, patience=3)
+    assert repr(again.best) == repr(schedule.best)
+    for loss in (1.5, 0.3, 5.0, math.nan, 0.2, 7.0, 8.0, 9.0):
+        assert again.take({"loss": loss, "accuracy": 1.0}) == schedule.take({"loss": loss, "accuracy": 1.0})
+        assert repr(again.best) == repr(schedule.best)
+        assert repr(again.stop()) == repr(schedule.stop())
+    assert again.stop() is not None
+
+
+def test_resumed_run_validates_when_the_other_would_have() -> None:
+    """Not again what was validated already."""
+    for options in ({}, {"validate_every_steps": 100}):
+        schedule = validations(**options)
+        moments = [(leases, 40 * leases, 1.0 * leases) for leases in range(13)]
+        whole = due(validations(**options), moments)
+        for at in range(13):
+            schedule = validations(**options)
+            first = due(schedule, moments[:at])
+            assert first + [at + each for each in due(resumed(schedule, **options), moments[at:])] == whole
+
+
+def test_state_that_is_damaged_is_refused() -> None:
+    """By an error of one of three kinds, which the driver turns into a word of what to do."""
+    state = validations().to_config()
+    for name in state:
+        with pytest.raises(KeyError):
+            validations().take_config({key: value for key, value in state.items() if key != name})
+    for damage in ({"best": 3}, {"best": {"loss": None}}, {"best": {"loss": "x"}}, {"n_worse": None}, {"epoch": "x"}):
+        with pytest.raises((TypeError, ValueError)):
+            validations().take_config(state | damage)

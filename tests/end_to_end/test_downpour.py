@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,13 @@ import pytest
 from distributed import Client
 
 import dask_belief as db
-from dask_belief.cluster import actors
 from dask_belief.cluster.placement import place
 from dask_belief.downpour import driver
 from dask_belief.downpour.driver import plan_leases
 from dask_belief.monitoring.events import DownpourProgressed, Rebuilt, WorkerJoined, WorkerLost
+from dask_belief.parameter_server.vault import Vault
 from dask_belief.seeds import stream
-from tests.row_counts import OPTIONS, RowCounts, SparseRowCounts
+from tests.row_counts import BATCH_SIZE, OPTIONS, RowCounts, SparseRowCounts
 from tests.small_cluster import eventually, kill_worker
 
 from .algorithm_1_1 import by_the_paper  # noqa: TID252
@@ -169,24 +168,35 @@ def test_rows_count_once_when_a_call_fails(two_workers, monkeypatch, kind, metho
     assert objective.found(result.parameters) == [[2.0], [2.0]]
 
 
-@pytest.mark.parametrize("role", ["shard", "hub"])
+@pytest.mark.parametrize(("role", "shard_copies"), [("shard", 0), ("shard", 1), ("hub", 0)])
 @by_touch
-def test_rows_count_once_over_generations(connect, monkeypatch, role: str, kind) -> None:
-    """A worker with a shard or the ledger is lost: what the next generation goes on from has each row once or not yet.
+def test_rows_count_once_when_an_actor_is_lost(connect, monkeypatch, role: str, shard_copies: int, kind) -> None:
+    """A worker with a shard or the ledger is lost. What lives on has each row once, and so has a shard with a copy.
 
-    The state is saved as often as the driver looks.
+    One without goes back to what was saved, by as many mini-batches as is told, and counts nothing twice.
+    The driver takes note of the ledger, and saves, as often as it looks.
     """
-    monkeypatch.setattr(driver, "_SAVING_SHARE", 0.9)
-    monkeypatch.setattr(actors, "LIMITS", replace(actors.LIMITS, connect_seconds=1.0))
+    monkeypatch.setattr(driver, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(Vault, "is_due", lambda vault, now: not vault.is_saving)
+    limits = db.Limits(connect_seconds=1.0)
     objective = kind(1024, n_shards=2)
-    method = db.Downpour(**OPTIONS, n_shards=2, epochs=4, n_push=2)
+    method = db.Downpour(**OPTIONS, n_shards=2, shard_copies=shard_copies, epochs=4, n_push=2)
     with connect(3) as client:
         placement = place(list(client.nthreads()), 2)
         victim = {"shard": placement.shards[1], "hub": placement.hub}[role]
         Timetable(monkeypatch, {100: lambda: kill_worker(client, victim)})
-        result = db.train(objective, objective.data(), method, client=client, progress=False)
-    assert Rebuilt in [type(event) for event in result.history.events]
-    assert objective.found(result.parameters) == [[4.0], [4.0]]
+        result = db.train(objective, objective.data(), method, client=client, progress=False, limits=limits)
+    rebuilt = [event for event in result.history.events if isinstance(event, Rebuilt)]
+    assert rebuilt
+    assert result.passes == 4.0
+    counts = objective.counts(result.parameters)
+    assert (counts[0] == 4.0).all()
+    missing = 4.0 - counts[1]
+    assert (missing >= 0.0).all()
+    told, lost = sum(event.updates_lost for event in rebuilt), missing.sum() / BATCH_SIZE
+    if role == "hub" or shard_copies:
+        assert (told, lost) == (0, 0.0)
+    assert lost == told
 
 
 def test_a_worker_that_joins_late_trains(connect, store: Path, network: db.Network, monkeypatch) -> None:

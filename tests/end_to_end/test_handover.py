@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_goes_on_with_adagrads_sums(two_workers: Client, store: Path, network, d
 def test_the_first_step_goes_along_the_diagonal(two_workers: Client, store: Path, network, downpour) -> None:
     """The first direction is minus the gradient over the roots of the sums, whatever the line search makes of it."""
     method = db.Sandblaster(max_iter=1, first_hessian="adagrad")
-    options = {"client": two_workers, "dtype": "float64", "progress": False}
+    options: dict[str, Any] = {"client": two_workers, "dtype": "float64", "progress": False}
     result = db.train(network, store, method, initial=downpour, **options)
     begin = downpour.parameters.astype(np.float64)
     inputs, targets = db.ZarrDataset(store).read(0, 3000, dtype=np.float64)

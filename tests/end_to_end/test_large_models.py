@@ -7,8 +7,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 import dask_belief as db
+from dask_belief.data.units import plan_units
 from dask_belief.monitoring.events import WorkerLost
-from dask_belief.sandblaster.memory_plan import plan_memory
+from dask_belief.sandblaster.memory_plan import sandblaster_needs
 from dask_belief.seeds import stream
 from tests.small_cluster import peak_bytes
 
@@ -56,16 +57,19 @@ def test_a_replica_of_the_papers_largest_plain_network() -> None:
     layers = [*(db.Dense(2560, "sigmoid") for _ in range(4)), db.Dense(8192)]
     network = db.Network(layers, loss="softmax", input_shape=(11 * 40,))
     assert 41e6 < network.n_parameters < 43e6
-    method = db.Sandblaster(max_iter=1, history_size=1, n_shards=1)
+    method, dataset = db.Sandblaster(max_iter=1, history_size=1, n_shards=1), noise(384, 440, 8192, 64)
     with processes(2, 0) as cluster, Client(cluster, set_as_default=False) as client:
         before = peak_bytes(client)
-        result = db.train(network, noise(384, 440, 8192, 64), method, client=client, progress=False)
+        result = db.train(network, dataset, method, client=client, progress=False)
         after = peak_bytes(client)
     assert np.isfinite(result.loss)
     # The first address has the shard.
     _, replica_only = sorted(before)
     needed = after[replica_only] - before[replica_only]
-    planned = plan_memory(4 * network.n_parameters, n_vectors=0, n_units=0, n_replicas=1).replica_bytes
+    units = plan_units(384, 64, dataset.row_bytes("float32"), network.n_parameters)
+    needs = sandblaster_needs(method, network, dataset, None, "float32", units, n_replicas=2)
+    vectors = needs.replica_vectors + needs.passing_replica_vectors + needs.shared_vectors
+    planned = vectors * needs.vector_bytes
     # What is not vectors: modules that are imported, the rows, the activations, buffers of messages.
     assert needed < planned + 160 * MIB
     assert needed < 1536 * MIB

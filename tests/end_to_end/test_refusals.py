@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ def refused(two_workers: Client):
     def call(error: type[Exception], *arguments, **options) -> str:
         events: list[object] = []
         with pytest.raises(error) as caught:
-            options = {"callbacks": [events.append], "progress": False} | options
-            db.train(*arguments, client=two_workers, **options)
+            given: dict[str, Any] = {"callbacks": [events.append], "progress": False} | options
+            db.train(*arguments, client=two_workers, **given)
         assert not any(isinstance(event, RunStarted) for event in events)
         return str(caught.value)
 
@@ -76,6 +77,7 @@ def test_validation_rows_are_checked_too(refused, store: Path, network: db.Netwo
         ({"backend": "abacus"}, "backend"),
         ({"callbacks": None}, "callbacks"),
         ({"progress": 3}, "progress"),
+        ({"limits": 20.0}, "limits"),
     ],
     ids=str,
 )

@@ -11,8 +11,6 @@ from distributed import Client
 from scipy.optimize import minimize
 
 import dask_belief as db
-from dask_belief.cluster import replicas
-from dask_belief.cluster.limits import Limits
 from dask_belief.monitoring.events import IterationEnded, RunStarted, Stopped, Validated
 from tests.small_cluster import eventually
 
@@ -180,12 +178,12 @@ def test_a_report_that_is_lost_does_not_hold_up_the_run(connect, store: Path, ne
     assert result.stop.reason is db.StopReason.MAX_ITERATIONS
 
 
-def test_long_leases_are_no_silence(connect, store: Path, network: db.Network, monkeypatch) -> None:
+def test_long_leases_are_no_silence(connect, store: Path, network: db.Network) -> None:
     """A replica that computes for longer than its hub may be silent goes on computing."""
-    monkeypatch.setattr(replicas, "LIMITS", Limits(silence_seconds=0.05))
-    slow = SlowNetwork(network)
+    slow, limits = SlowNetwork(network), db.Limits(silence_seconds=0.05)
+    method = db.Sandblaster(max_iter=1, unit_rows=3000)
     with connect(1) as client:
-        result = db.train(slow, store, db.Sandblaster(max_iter=1, unit_rows=3000), client=client, progress=False)
+        result = db.train(slow, store, method, client=client, progress=False, limits=limits)
     assert result.stop.reason is db.StopReason.MAX_ITERATIONS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pickle
 import threading
 from collections import Counter
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dask_belief.cluster.actors import ActorAddress, Caller, Message
-from dask_belief.parameter_server.client import Directory, ParameterServer
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.shard import Shard, ShardSpec
 from dask_belief.parameter_server.updates import UpdateSpec
 
@@ -119,3 +121,16 @@ def deploy(
         for index, span in enumerate(ranges)
     )
     return ParameterServer(Directory(generation, n_parameters, dtype, shards, tuple(ranges)), actors.caller)
+
+
+def replaced(actors: LocalActors, directory: Directory, index: int, updates: UpdateSpec | None = None) -> Directory:
+    """Make a shard anew, empty, in place of one that is gone; the others adopt the newer directory, which is given."""
+    generation, span = directory.generation + 1, directory.ranges[index]
+    spec = ShardSpec(generation, index, span, directory.n_parameters, directory.dtype, updates=updates)
+    shards = list(directory.shards)
+    actors.actors.pop(shards[index].key, None)
+    shards[index] = actors.register(f"shard {index} of {generation}", Shard(spec))
+    newer = dataclasses.replace(directory, generation=generation, shards=tuple(shards))
+    for actor in newer.actors:
+        actors.actors[actor.key].adopt(generation)
+    return newer

@@ -52,3 +52,37 @@ def test_pieces_cover_a_shard(dtype: str) -> None:
     assert all((piece.start - shard.start) % BLOCK == 0 for piece in cut)
     assert all(len(piece) * np.dtype(dtype).itemsize <= PIECE_BYTES for piece in cut)
     assert len(cut) == -(-len(shard) * np.dtype(dtype).itemsize // PIECE_BYTES)
+
+
+@EXAMPLES
+@given(
+    st.integers(0, 3),
+    st.integers(1, 40 * 64),
+    st.lists(st.integers(-10, 50 * 64), max_size=6),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_cuts_begin_pieces(start: int, length: int, cuts: list[int], dtype: str) -> None:
+    """Every cut within begins a piece, those outside change nothing, and no piece is empty or larger than allowed."""
+    shard, unit = range(start * BLOCK, start * BLOCK + length * (BLOCK // 64)), BLOCK // 64
+    borders = [cut * unit for cut in cuts]
+    cut = pieces(shard, dtype, borders)
+    assert (cut[0].start, cut[-1].stop) == (shard.start, shard.stop)
+    assert all(before.stop == after.start for before, after in itertools.pairwise(cut))
+    assert all(0 < len(piece) * np.dtype(dtype).itemsize <= PIECE_BYTES for piece in cut)
+    within = {border for border in borders if border in shard}
+    assert within <= {piece.start for piece in cut}
+    if not within - {shard.start}:
+        assert cut == pieces(shard, dtype)
+
+
+@EXAMPLES
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+def test_pieces_of_a_run_that_was_cut_otherwise_lie_within_its_own(before: int, after: int, last: int) -> None:
+    """Shards of one run, then of another with the borders of the first as cuts, then of a third with those of both."""
+    n_parameters, cuts = 6 * BLOCK + 5, set[int]()
+    found: list[list[range]] = []
+    for n_shards in (before, after, last):
+        found.append([each for span in shard_ranges(n_parameters, n_shards) for each in pieces(span, "float32", cuts)])
+        cuts = {piece.start for piece in found[-1]}
+    for older, newer in itertools.pairwise(found):
+        assert all(any(own.start <= piece.start and piece.stop <= own.stop for own in older) for piece in newer)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_belief.binary_tree import Node
-from dask_belief.errors import ArgumentError, StaleError
+from dask_belief.errors import ArgumentError, OldDirectoryError, StaleError
 from dask_belief.optim.rules import SGD, Adagrad, Momentum, Rule
 from dask_belief.parameter_server.consistency import Synchronous
 from dask_belief.parameter_server.messages import (
     Absolutes,
+    Alias,
     Align,
     BeginSum,
     Combine,
@@ -141,13 +142,20 @@ def test_replies_are_copies() -> None:
         lambda shard, generation: shard.counts(generation),
         lambda shard, generation: shard.take_log(generation, 0),
         lambda shard, generation: shard.state_names(generation),
+        lambda shard, generation: shard.names(generation),
+        lambda shard, generation: shard.n_rounds(generation),
+        lambda shard, generation: shard.freeze(generation),
+        lambda shard, generation: shard.marks(generation),
+        lambda shard, generation: shard.advance(generation, {}),
+        lambda shard, generation: shard.finished(generation),
     ],
 )
 @pytest.mark.parametrize("generation", [GENERATION - 1, GENERATION + 1])
 def test_another_generation_is_refused(call: Callable[[Shard, int], object], generation: int) -> None:
-    """Whatever is asked, an older or a newer generation is refused, and both are named."""
-    with pytest.raises(StaleError, match=f"generation {generation} was named, this is {GENERATION}"):
+    """Whatever is asked, an older or a newer generation is refused, and both are named; an older one by its kind."""
+    with pytest.raises(StaleError, match=f"generation {generation} was named, this is {GENERATION}") as raised:
         call(update_shard(SGD(0.1)), generation)
+    assert isinstance(raised.value, OldDirectoryError) == (generation < GENERATION)
 
 
 # Sandblaster: commands.
@@ -544,3 +552,74 @@ def test_frozen_shard_takes_no_more_exchanges() -> None:
             exchange(shard, key, gradient, fetch=True)
     np.testing.assert_array_equal(everything(shard), -np.ones(LENGTH))
     assert shard.save(GENERATION, 0, LENGTH).marks == {LEASE: 0}
+
+
+# A newer list of shards.
+
+
+def test_shard_goes_on_in_the_generation_that_it_adopts() -> None:
+    """With all that it holds; what was sent by an older one is refused for good, and changes nothing."""
+    shard = update_shard(SGD(1.0))
+    before = shard.read(GENERATION, VALUES, 0, LENGTH)
+    for adopted in (GENERATION + 2, GENERATION + 2, GENERATION + 1):
+        # Told twice, or late of one in between.
+        shard.adopt(adopted)
+    for old in (GENERATION, GENERATION + 1):
+        with pytest.raises(OldDirectoryError):
+            shard.write(old, VALUES, 0, np.full(LENGTH, 9.0))
+        with pytest.raises(OldDirectoryError):
+            push = PushKey(LEASE, 0, 0)
+            shard.exchange(old, "a", StepKey(LEASE, 0), push, 0, 0, LENGTH, np.ones(LENGTH), None, False)
+    np.testing.assert_array_equal(shard.read(GENERATION + 2, VALUES, 0, LENGTH), before)
+    assert shard.counts(GENERATION + 2).n_updates == 0
+
+
+def test_number_of_the_last_commands_outlives_the_generation() -> None:
+    """So a batch that was run and is sent again by the newer list of shards is not run twice."""
+    shard = batch_shard(a=np.ones(LENGTH))
+    double = (Combine("a", ((2.0, "a"),)), MaxNorm("a"))
+    assert shard.execute(GENERATION, 3, double) == (None, 2.0)
+    shard.adopt(GENERATION + 1)
+    assert shard.execute(GENERATION + 1, 3, double) == (None, 2.0)
+    np.testing.assert_array_equal(shard.read(GENERATION + 1, "a", 0, LENGTH), np.full(LENGTH, 2.0))
+
+
+@pytest.mark.parametrize("is_penalised", [False, True])
+def test_held_vectors_outlive_every_command(is_penalised: bool) -> None:
+    """Whatever commands overwrite, what has a second name stays under it, to the bit."""
+    rng = stream(SEED, "held")
+    named = {name: rng.standard_normal(LENGTH) for name in ("x", "g", "v", "d", "t")}
+    mask = np.arange(LENGTH) % 2 == 0 if is_penalised else None
+    shard = batch_shard(mask, **named)
+    shard.execute(GENERATION, 0, tuple(Alias(f"held:{name}", name) for name in named))
+    commands = (
+        Combine("x", ((0.5, "x"), (1.0, "g"))),
+        Multiply("g", "g", "x"),
+        Swap("x", "t"),
+        Combine("t", ((3.0, "t"),)),
+        Combine("x", ((3.0, "x"),)),
+        PseudoGradient("v", "x", "g", 0.1),
+        Align("d", "v", "x"),
+        ProjectedStep("t", "x", "d", "v", 0.7),
+        FirstHessian("v", "v"),
+        BeginSum(1, "x", 1),
+    )
+    shard.execute(GENERATION, 1, commands)
+    shard.add(GENERATION, 1, Node(0, 0), 0, np.ones(LENGTH))
+    shard.execute(GENERATION, 2, (Alias("second", "g"), EndSum(1, "g", 2, 0.5)))
+    shard.write(GENERATION, "x", 0, np.zeros(LENGTH))
+    for name, vector in named.items():
+        assert shard.read(GENERATION, f"held:{name}", 0, LENGTH).tobytes() == vector.tobytes()
+    assert shard.read(GENERATION, "second", 0, LENGTH).tobytes() != shard.read(GENERATION, "g", 0, LENGTH).tobytes()
+    shard.execute(GENERATION, 3, tuple(Drop(name) for name in (*named, "second", *(f"held:{each}" for each in named))))
+    assert (shard.names(GENERATION), shard.memory(GENERATION)["vectors"]) == ([], 0)
+
+
+def test_vector_that_comes_in_pieces_gets_new_memory_once() -> None:
+    """The first piece of one that is held takes other memory, and the next ones the same."""
+    shard = batch_shard(a=np.arange(LENGTH))
+    shard.execute(GENERATION, 0, (Alias("held", "a"),))
+    shard.write(GENERATION, "a", 0, np.full(2, 8.0))
+    shard.write(GENERATION, "a", 2, np.full(LENGTH - 2, 9.0))
+    np.testing.assert_array_equal(shard.read(GENERATION, "a", 0, LENGTH), [8.0] * 2 + [9.0] * (LENGTH - 2))
+    np.testing.assert_array_equal(shard.read(GENERATION, "held", 0, LENGTH), np.arange(LENGTH))

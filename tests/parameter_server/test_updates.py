@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from dask_belief.optim.rules import SGD, Adagrad, Momentum, Rule
 from dask_belief.parameter_server.consistency import ElasticAveraging, ScaleByStaleness, Staleness, Synchronous
 from dask_belief.parameter_server.messages import Finished, LeaseKey, Logged, PushKey, Round, StepKey
 from dask_belief.parameter_server.selection import Selection
-from dask_belief.parameter_server.updates import STATE, VALUES, Push, Updates, UpdateSpec
+from dask_belief.parameter_server.updates import STATE, VALUES, Push, SavedPiece, Updates, UpdateSpec
 from dask_belief.parameter_server.vectors import Vectors
 from dask_belief.seeds import stream
 
@@ -391,18 +392,214 @@ def test_staged_gradient_is_a_copy() -> None:
     np.testing.assert_array_equal(held.values, np.full(LENGTH, -1.0))
 
 
-def test_new_generation_counts_rounds_anew() -> None:
-    """What was staged when the old one was saved is lost, and done again by others."""
+def restored(saved: SavedPiece, *, is_behind: bool = False, rule: Rule | None = None, **options: Any) -> Held:
+    """Another shard with what was saved of one."""
+    held = Held(rule or SGD(1.0), **options)
+    held.updates.restore(0, saved, is_behind)
+    return held
+
+
+def test_round_goes_on_where_it_was_saved() -> None:
+    """Its number is kept; what was staged meanwhile is not, and sent again it makes the step."""
     old = Held(SGD(1.0), staleness=Synchronous())
     stage(old, 0, np.ones(LENGTH))
     old.fetch(closed=Round(0, (key(0),), ()))
     stage(old, 0, np.full(LENGTH, 9.0), step=1, number=1)
-    new = Held(SGD(1.0), staleness=Synchronous())
-    new.updates.restore(0, old.updates.save(WHOLE))
-    assert new.updates.applied(LeaseKey(0, 0), 1) == 0
-    stage(new, 0, np.ones(LENGTH), step=1, number=0)
-    new.fetch(closed=Round(0, (key(0, 1),), ()))
+    new = restored(old.updates.save(WHOLE), staleness=Synchronous())
+    assert (new.updates.applied(LeaseKey(0, 0), 1), new.updates.n_rounds) == (0, 1)
+    stage(new, 0, np.ones(LENGTH), step=1, number=1)
+    new.fetch(closed=Round(1, (key(0, 1),), ()))
     np.testing.assert_array_equal(new.values, np.full(LENGTH, -2.0))
+    assert new.updates.n_lost == 0
+
+
+def test_round_is_handed_over_with_what_was_staged() -> None:
+    """Nobody sends it again, and the sums have the same bits; the copies are independent of each other."""
+    given = gradients(2)
+    held = [Held(SGD(1.0), staleness=Synchronous()) for _ in range(2)]
+    for each in held:
+        stage(each, 0, given[0])
+    saved = held[0].updates.save(WHOLE, with_staged=True)
+    new = restored(saved, staleness=Synchronous())
+    for each in (held[1], new):
+        stage(each, 1, given[1])
+        each.fetch(closed=Round(0, (key(0), key(1)), ()))
+    np.testing.assert_array_equal(new.values, held[1].values)
+    assert new.updates.n_lost == 0
+    # The shard that it came from knows nothing of this.
+    assert (held[0].updates.n_rounds, held[0].values.tolist()) == (0, [0.0] * LENGTH)
+
+
+def test_rounds_closed_without_a_piece_are_passed_over() -> None:
+    """A piece that was put back takes part again in the round under way, and what it had staged before is not used."""
+    old = Held(SGD(1.0), staleness=Synchronous())
+    saved = old.updates.save(WHOLE)
+    new = restored(saved, is_behind=True, staleness=Synchronous())
+    stage(new, 0, np.full(LENGTH, 9.0))
+    # Rounds 0 to 2 were closed by others.
+    stage(new, 0, np.ones(LENGTH), step=3, number=3)
+    assert new.updates.n_rounds == 3
+    new.fetch(closed=Round(3, (key(0, 3),), ()))
+    np.testing.assert_array_equal(new.values, np.full(LENGTH, -1.0))
+    assert (new.updates.n_rounds, new.updates.n_lost) == (4, 3)
+
+
+@pytest.mark.parametrize("is_behind", [True, False], ids=["piece", "ledger"])
+def test_round_whose_pushes_were_lost_is_no_step(is_behind: bool) -> None:
+    """After the piece was put back, or the ledger: what a round names and the piece lacks counts as lost, once."""
+    new = restored(Held(SGD(1.0)).updates.save(WHOLE), is_behind=is_behind, staleness=Synchronous())
+    closed = Round(5, (key(0, 0), key(1, 0)), ())
+    new.fetch(closed=closed)
+    new.fetch(closed=closed)
+    assert new.values.tolist() == [0.0] * LENGTH
+    assert (new.updates.n_rounds, new.updates.n_lost, new.updates.n_updates) == (6, 2, 0)
+    # A late repetition changes nothing.
+    stage(new, 0, np.ones(LENGTH), number=6)
+    new.fetch(closed=Round(6, (), ()))
+    assert new.values.tolist() == [0.0] * LENGTH
+
+
+def test_round_with_some_of_its_pushes_is_a_step_by_the_mean_of_those() -> None:
+    """The others went with the piece that was lost."""
+    new = restored(Held(SGD(1.0)).updates.save(WHOLE), is_behind=True, staleness=Synchronous())
+    stage(new, 1, np.ones(LENGTH))
+    new.fetch(closed=Round(0, (key(0), key(1)), ()))
+    np.testing.assert_array_equal(new.values, np.full(LENGTH, -1.0))
+    assert new.updates.n_lost == 1
+
+
+# A piece that was put back to an older state.
+
+
+def test_gap_is_lost_once_for_each_lease() -> None:
+    """What a lease had pushed since the save is counted as lost; from then on it may leave no gap."""
+    old = Held(SGD(1.0))
+    old.push(np.ones(LENGTH), 0)
+    new = restored(old.updates.save(WHOLE), is_behind=True)
+    new.push(np.ones(LENGTH), 4)
+    np.testing.assert_array_equal(new.values, np.full(LENGTH, -2.0))
+    assert (new.updates.n_lost, new.updates.applied(LEASE, 1)) == (3, 4)
+    with pytest.raises(StaleError, match="there is a gap"):
+        new.push(np.ones(LENGTH), 6)
+    # Another one has a gap of its own.
+    new.push(np.ones(LENGTH), 2, lease=OTHER)
+    with pytest.raises(StaleError, match="there is a gap"):
+        new.push(np.ones(LENGTH), 5, lease=OTHER)
+    assert new.updates.n_lost == 5
+    np.testing.assert_array_equal(new.values, np.full(LENGTH, -3.0))
+
+
+def test_lease_that_went_on_without_a_gap_may_leave_none_later() -> None:
+    """Its first push after the piece was put back says that nothing of it was lost."""
+    new = restored(Held(SGD(1.0)).updates.save(WHOLE), is_behind=True)
+    new.push(np.ones(LENGTH), 0)
+    with pytest.raises(StaleError, match="there is a gap"):
+        new.push(np.ones(LENGTH), 2)
+    assert new.updates.n_lost == 0
+
+
+def test_overlap_is_no_loss() -> None:
+    """A push of which the piece has a part already is refused, put back or not."""
+    old = Held(SGD(1.0))
+    old.push(np.ones(LENGTH), 0, 1)
+    new = restored(old.updates.save(WHOLE), is_behind=True)
+    with pytest.raises(StaleError, match="there is a gap"):
+        new.push(np.ones(LENGTH), 1, 3)
+    assert (new.updates.n_lost, new.values.tolist()) == (0, [-1.0] * LENGTH)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_gap_is_refused_where_nothing_was_put_back(is_behind: bool) -> None:
+    """A shard that begins may be behind others, and one that is filled may be level with them."""
+    held = Held(SGD(1.0))
+    held.updates.begin(is_behind)
+    if is_behind:
+        held.push(np.ones(LENGTH), 3)
+        assert held.updates.n_lost == 3
+        return
+    with pytest.raises(StaleError, match="there is a gap"):
+        held.push(np.ones(LENGTH), 3)
+    with pytest.raises(StaleError, match="there is a gap"):
+        restored(held.updates.save(WHOLE)).push(np.ones(LENGTH), 3)
+
+
+def test_what_is_behind_stays_so_when_it_is_handed_over() -> None:
+    """To a copy, say: leases that have not been heard of since may still leave their gap, others may not."""
+    behind = restored(Held(SGD(1.0)).updates.save(WHOLE), is_behind=True)
+    behind.push(np.ones(LENGTH), 2)
+    handed = restored(behind.updates.save(WHOLE, with_staged=True))
+    handed.push(np.ones(LENGTH), 4, lease=OTHER)
+    with pytest.raises(StaleError, match="there is a gap"):
+        handed.push(np.ones(LENGTH), 4)
+    # What is saved for later says nothing of it: it is filled as one that is behind, or that is not.
+    with pytest.raises(StaleError, match="there is a gap"):
+        restored(behind.updates.save(WHOLE)).push(np.ones(LENGTH), 4, lease=OTHER)
+
+
+def test_saved_piece_is_a_copy() -> None:
+    """Nothing of it changes with the shard, nor the shard with it."""
+    held = Held(Adagrad(1.0))
+    held.push(np.ones(LENGTH), 0)
+    saved = held.updates.save(WHOLE, with_staged=True)
+    values, state = saved.values.copy(), {name: vector.copy() for name, vector in saved.state.items()}
+    new = restored(saved, rule=Adagrad(1.0))
+    for each in (held, new):
+        each.push(np.ones(LENGTH), 1)
+    np.testing.assert_array_equal(saved.values, values)
+    assert saved.marks == {LEASE: 0}
+    for name, vector in state.items():
+        np.testing.assert_array_equal(saved.state[name], vector)
+    np.testing.assert_array_equal(new.values, held.values)
+    assert saved.n_bytes == (1 + len(state)) * values.nbytes
+
+
+def test_piece_is_filled_from_one_that_was_cut_otherwise() -> None:
+    """Its part of values and state, with all marks: what was pushed before the save is dropped on either part."""
+    old, gradient = Held(Adagrad(1.0)), gradients(1)[0]
+    old.push(gradient, 0)
+    saved = old.updates.save(WHOLE)
+    new = Held(Adagrad(1.0))
+    for cut in (slice(0, 3), slice(3, LENGTH)):
+        state = {name: vector[cut] for name, vector in saved.state.items()}
+        new.updates.restore(cut.start, dataclasses.replace(saved, values=saved.values[cut], state=state))
+    for held, places in ((old, (WHOLE,)), (new, (slice(0, 3), slice(3, LENGTH)))):
+        for place in places:
+            held.push(gradient[place], 0, place=place)
+            held.push(gradient[place], 1, place=place)
+    assert new.values.tobytes() == old.values.tobytes()
+    assert new.updates.applied(LEASE, 2) == 1
+    assert (old.updates.n_dropped, new.updates.n_dropped) == (1, 2)
+
+
+def test_finished_lease_stays_finished_after_it_was_put_back() -> None:
+    """A repetition is dropped although its mark is forgotten, if the new shard is told as the old one was."""
+    held = Held(SGD(1.0))
+    held.push(np.ones(LENGTH), 0)
+    held.updates.forget_marks(Finished(0, frozenset([LEASE])))
+    new = restored(held.updates.save(WHOLE), is_behind=True)
+    new.updates.forget_marks(held.updates.finished)
+    new.push(np.ones(LENGTH), 0)
+    new.push(np.ones(LENGTH), 1)
+    np.testing.assert_array_equal(new.values, np.full(LENGTH, -1.0))
+    assert (new.updates.n_dropped, new.updates.n_lost) == (2, 0)
+
+
+def test_marks_tell_what_every_piece_has() -> None:
+    """By lease; and a piece that is told of marks drops what others have had, and counts it as lost."""
+    held = Held(SGD(1.0))
+    for place in PIECES:
+        held.push(np.ones(place.stop - place.start), 0, 2, place=place)
+    held.push(np.ones(3), 0, place=PIECES[0], lease=OTHER)
+    assert held.updates.marks() == {LEASE: 2, OTHER: -1}
+    new = Held(SGD(1.0))
+    for place in PIECES:
+        saved = SavedPiece(np.zeros(place.stop - place.start), {}, {LEASE: 0}, 1)
+        new.updates.restore(place.start, saved, is_behind=True)
+    assert new.updates.advance({LEASE: 2, OTHER: -1}) == 2
+    assert new.updates.advance({LEASE: 2, OTHER: -1}) == 0
+    for place in PIECES:
+        new.push(np.ones(place.stop - place.start), 1, 2, place=place)
+    assert (new.updates.n_dropped, new.updates.n_lost, new.values.tolist()) == (2, 2, [0.0] * LENGTH)
 
 
 # The record.

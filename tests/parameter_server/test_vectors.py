@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -447,3 +447,87 @@ def test_join_waits_for_every_block() -> None:
     assert n_blocks(N_PARAMETERS) == 6
     with pytest.raises(KeyError):
         joined(shards[:2], [("a", "a")])
+
+
+# Second names.
+
+OVERWRITES: list[Callable[[Vectors, str], None]] = [
+    lambda vectors, name: vectors.combine(name, ((2.0, name), (0.5, "b"))),
+    lambda vectors, name: vectors.combine(name, ((1.0, "b"),)),
+    lambda vectors, name: vectors.multiply(name, name, "b"),
+    lambda vectors, name: vectors.multiply(name, name, name),
+    lambda vectors, name: vectors.pseudo_gradient(name, name, "b", 0.1),
+    lambda vectors, name: vectors.pseudo_gradient(name, "b", name, 0.1),
+    lambda vectors, name: vectors.projected_step(name, name, "b", "c", 0.3),
+    lambda vectors, name: vectors.projected_step(name, "b", name, "c", 0.3),
+    lambda vectors, name: vectors.projected_step(name, "b", "c", name, 0.3),
+    lambda vectors, name: vectors.first_hessian(name, name),
+    lambda vectors, name: vectors.align(name, "b", "zero"),
+    lambda vectors, name: np.copyto(vectors.make(name), 7.0),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("overwrite", range(len(OVERWRITES)))
+def test_vector_of_two_names_is_overwritten_for_one(dtype: str, overwrite: int) -> None:
+    """Whatever writes, in place or not: the other name keeps its bits, and the result is that of a vector alone."""
+    named = {name: np.abs(values(name, dtype)) if name == "a" else values(name, dtype) for name in "abc"}
+    named["zero"] = np.zeros(N_PARAMETERS, dtype)
+    [alone], [vectors], [other] = (sharded(1, dtype, **named) for _ in range(3))
+    vectors.alias("held", "a")
+    other.alias("second", "a")
+    OVERWRITES[overwrite](alone, "a")
+    OVERWRITES[overwrite](vectors, "a")
+    OVERWRITES[overwrite](other, "second") if overwrite < len(OVERWRITES) - 1 else other.combine("second", ((1, "b"),))
+    assert vectors["held"].tobytes() == other["a"].tobytes() == named["a"].tobytes()
+    assert vectors["a"].tobytes() == alone["a"].tobytes()
+
+
+def test_held_vector_outlives_exchanges_of_names() -> None:
+    """A name that was exchanged for another one no longer reaches what is held; the other one does not either."""
+    [vectors] = sharded(1, a=values("a"), b=values("b"))
+    vectors.alias("held", "a")
+    vectors.swap("a", "b")
+    vectors.combine("b", ((2.0, "b"),))
+    vectors.combine("a", ((3.0, "a"),))
+    np.testing.assert_array_equal(vectors["held"], values("a"))
+    np.testing.assert_array_equal(vectors["b"], np.float32(2) * values("a"))
+    np.testing.assert_array_equal(vectors["a"], np.float32(3) * values("b"))
+
+
+def test_name_that_is_dropped_takes_nothing_along() -> None:
+    """Neither what has another name, nor memory that is used; the last name frees it, and what is alone is reused."""
+    [vectors] = sharded(1, a=values("a"))
+    n_bytes = vectors["a"].nbytes
+    vectors.alias("held", "a")
+    vectors.alias("held too", "held")
+    assert vectors.n_bytes == n_bytes
+    vectors.drop("a")
+    vectors.drop("held")
+    np.testing.assert_array_equal(vectors["held too"], values("a"))
+    assert vectors.n_bytes == n_bytes
+    memory = vectors["held too"]
+    # Its only name by now: overwritten where it is.
+    assert vectors.make("held too") is memory
+    vectors.drop("held too")
+    assert (vectors.n_bytes, vectors.names) == (0, [])
+
+
+def test_memory_of_a_vector_that_was_overwritten_is_counted_besides() -> None:
+    """Once both names mean different vectors."""
+    [vectors] = sharded(1, a=values("a"))
+    n_bytes = vectors["a"].nbytes
+    vectors.alias("held", "a")
+    vectors.combine("a", ((2.0, "a"),))
+    assert vectors.n_bytes == 2 * n_bytes
+    # Taken again, the older one is let go.
+    vectors.alias("held", "a")
+    assert vectors.n_bytes == n_bytes
+
+
+def test_second_name_of_nothing_is_refused() -> None:
+    """And makes no vector."""
+    [vectors] = sharded(1, a=values("a"))
+    with pytest.raises(KeyError):
+        vectors.alias("held", "b")
+    assert vectors.names == ["a"]

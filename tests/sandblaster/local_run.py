@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import ExitStack
+import json
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -11,12 +12,17 @@ from typing import Any
 import numpy as np
 
 from dask_belief.binary_tree import Node
+from dask_belief.checkpoint import SavedState
 from dask_belief.data.dataset import ArrayDataset
 from dask_belief.data.units import UnitPlan
 from dask_belief.monitoring.callbacks import CallbackList
 from dask_belief.monitoring.events import Event
-from dask_belief.parameter_server.messages import BeginSum, Command
+from dask_belief.parameter_server.client import ParameterServer
+from dask_belief.parameter_server.directory import Directory
+from dask_belief.parameter_server.messages import Alias, BeginSum, Command, Drop
 from dask_belief.parameter_server.ranges import shard_ranges
+from dask_belief.parameter_server.shard import Shard, ShardSpec
+from dask_belief.parameter_server.vault import HELD
 from dask_belief.run import Facts, Run
 from dask_belief.sandblaster.backups import BackupCounts
 from dask_belief.sandblaster.coordinator import Status
@@ -47,6 +53,16 @@ class SumOf:
         return weight * value, weight * gradient
 
 
+class LocalClient:
+    """What is asked of a client before a run begins: the workers, of which there is one, and their memory."""
+
+    def nthreads(self) -> dict[str, int]:
+        return {"tcp://local": 1}
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {"tcp://local": {"memory_limit": 0, "nthreads": 1}}}
+
+
 class LocalDeployment:
     """What a driver, its minimiser and its full batch use of a deployment, in this process.
 
@@ -60,6 +76,10 @@ class LocalDeployment:
         How often it was noted that work was finished.
     statuses
         What the coordinator answers before the evaluation is done.
+    leaving
+        The shards that have to move.
+    handed_over
+        The names of the vectors that were carried when shards moved, each time.
     """
 
     def __init__(self, actors: LocalActors, facts: Facts, plan: UnitPlan, n_shards: int, penalised: Any) -> None:
@@ -68,13 +88,24 @@ class LocalDeployment:
         self.n_progressed = 0
         self.statuses: list[Status] = []
         self.changes: list[Any] = []
+        self.rebuilt: list[tuple[str, str]] = []
         self.n_replicas = 1
+        self.workers = {"tcp://local": 1}
+        self.leaving: list[int] = []
+        self.handed_over: list[tuple[str, ...]] = []
+        self._actors = actors
         self._caller = actors.caller
         self._facts = facts
         self._plan = plan
+        self._penalised = penalised
+        self._n_evaluations = 0
+        self._lost: list[int] = []
         ranges = shard_ranges(facts.objective.n_parameters, n_shards)
         self.server = deploy(actors, ranges, dtype=facts.dtype, penalised=penalised)
-        self.directory = self.server.directory
+
+    @property
+    def directory(self) -> Directory:
+        return self.server.directory
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self._caller.run(coroutine)
@@ -82,6 +113,10 @@ class LocalDeployment:
     def execute(self, *commands: Command) -> list[list[float]]:
         self.rounds.append(commands)
         return self.run(self.server.execute(*commands))
+
+    def next_evaluation(self) -> int:
+        self._n_evaluations += 1
+        return self._n_evaluations
 
     def ask(self, method: str, evaluation: int, limit_seconds: float) -> Status:
         """The coordinator: compute every unit as a replica would, unless something else is to be answered first."""
@@ -108,14 +143,69 @@ class LocalDeployment:
     def watch(self) -> None:
         self.n_watched += 1
 
+    def there(self) -> dict[str, int]:
+        return self.workers
+
     def progressed(self) -> None:
         self.n_progressed += 1
+
+    # Shards that move, and shards that are lost.
+
+    def leaving_shards(self) -> list[int]:
+        return list(self.leaving)
+
+    def hand_over(self, vectors: tuple[str, ...]) -> None:
+        """Make the shards anew that have to move, with these vectors and no others."""
+        self.handed_over.append(vectors)
+        carried = {name: self.vector(name) for name in vectors}
+        indices, self.leaving = self.leaving, []
+        self._make_anew(indices)
+        for name, values in carried.items():
+            self.run(self.server.write(name, values, indices))
+
+    def lose(self, *indices: int) -> None:
+        """Let shards be gone, with all that they hold."""
+        for index in indices:
+            del self._actors.actors[self.directory.shards[index].key]
+        self._lost.extend(indices)
+
+    def lost_shards(self) -> list[int]:
+        return sorted(self._lost)
+
+    def find_losses(self, error: Exception) -> None:
+        """Nobody need be asked: who is lost is known."""
+
+    def fill(self, errands: Iterable[Callable[[ParameterServer], None]]) -> None:
+        for errand in errands:
+            errand(self.server)
+
+    def replace(self, indices: Collection[int], carry: Callable[[ParameterServer], Any], avoid: object) -> None:
+        self._make_anew(indices)
+        self._lost.clear()
+        self.fill(carry(self.server))
+
+    def _make_anew(self, indices: Collection[int]) -> None:
+        """Make shards that hold nothing; the others adopt the new generation."""
+        directory = self.directory
+        shards, generation = list(directory.shards), directory.generation + 1
+        for index in indices:
+            span = directory.ranges[index]
+            penalised = None if self._penalised is None else self._penalised[span.start : span.stop]
+            spec = ShardSpec(generation, index, span, directory.n_parameters, directory.dtype, penalised)
+            shards[index] = self._actors.register(f"shard {index}, generation {generation}", Shard(spec))
+        for shard in shards:
+            self.run(self._caller.call(shard, "adopt", generation))
+        self.server.directory = replace(directory, generation=generation, shards=tuple(shards))
 
     def vector(self, name: str) -> np.ndarray:
         """A vector of the shards."""
         into = np.empty_like(self._facts.initial)
         self.run(self.server.read(name, into))
         return into
+
+    def forget(self, name: str) -> None:
+        """Drop a vector from the shards."""
+        self.run(self.server.execute(Drop(name)))
 
     def of_kind(self, kind: type) -> list[Any]:
         """The commands of one kind, over all rounds."""
@@ -142,8 +232,91 @@ def status(**changes: Any) -> Status:
     return Status(**(options | changes))
 
 
+class Shelf:
+    """Stands for the run's vault: a saved state is there at once, under second names on the shards and as a copy.
+
+    Attributes
+    ----------
+    newest, n_saved, is_able
+        As of a vault.
+    states
+        All that was saved, in order.
+    is_place
+        Whether there is somewhere to save to.
+    wanted
+        Tells whether to save now.
+    n_ways
+        In how many ways the run went: one more each time that it was told of another.
+    """
+
+    def __init__(self) -> None:
+        self.newest: SavedState | None = None
+        self.n_saved = 0
+        self.is_able = True
+        self.is_place = True
+        self.n_ways = 1
+        self.states: list[SavedState] = []
+        self.wanted: Callable[[], bool] = lambda: False
+        self._copies: dict[str, np.ndarray] = {}
+
+    def look(self, deployment: Any) -> None:
+        """No keeper can be lost."""
+
+    def poll(self, deployment: Any, now: float) -> None:
+        """What was begun is complete."""
+
+    def give_up(self) -> None:
+        """Nothing is ever under way."""
+
+    def keeper_workers(self) -> dict[int, str]:
+        return {}
+
+    def has_place(self, deployment: Any) -> bool:
+        return self.is_place
+
+    def part_ways(self) -> None:
+        self.n_ways += 1
+
+    def is_due(self, now: float) -> bool:
+        return self.wanted()
+
+    def begin(
+        self, deployment: Any, state: Mapping[str, Any], vectors: Mapping[str, str | None], now: float, own: object
+    ) -> bool:
+        self.n_saved += 1
+        names = {name: f"{lasting or name}@{self.n_saved}" for name, lasting in vectors.items()}
+        deployment.execute(*(Alias(HELD + name, own) for own, name in names.items()))
+        self._copies |= {name: deployment.vector(HELD + name) for name in names.values()}
+        kept = dict(state)
+        if isinstance(kept["rule"], Mapping):
+            # As in a checkpoint.
+            kept = json.loads(json.dumps(kept, allow_nan=False))
+        self.newest = SavedState(self.n_saved, dict.fromkeys(names.values(), ()), kept | {"vectors": names})
+        self.states.append(self.newest)
+        return True
+
+    def can_fill(self, lost: Collection[int]) -> bool:
+        return self.newest is not None
+
+    def fills(
+        self, deployment: Any, directory: Directory, lost: Collection[int]
+    ) -> list[Callable[[ParameterServer], None]]:
+        """Shards that are not lost have what they need, unless all are new to it."""
+        assert self.newest is not None
+        shards = None if not lost else list(lost)
+        return [self._fill(deployment, name, shards) for name in self.newest.vectors]
+
+    def _fill(self, deployment: Any, name: str, shards: list[int] | None) -> Callable[[ParameterServer], None]:
+        return lambda server: deployment.run(server.write(HELD + name, self._copies[name], shards))
+
+    def go_back(self, deployment: Any) -> None:
+        assert self.newest is not None
+        names = self.newest.state["vectors"]
+        deployment.execute(*(Alias(own, HELD + name) for own, name in sorted(names.items())))
+
+
 class LocalRun:
-    """One generation of a run; leaves no thread behind when the ``with`` block ends.
+    """A run; leaves no thread behind when the ``with`` block ends.
 
     Parameters
     ----------
@@ -157,10 +330,13 @@ class LocalRun:
         The penalty, and which parameters it covers; None for all.
     max_seconds
         Of the run.
-    n_done
-        Evaluations that earlier generations made.
     adagrad_sums
         That the beginning of the run was found with.
+
+    Attributes
+    ----------
+    shelf
+        Where the run is saved, when the test says so.
     """
 
     def __init__(
@@ -175,15 +351,15 @@ class LocalRun:
         l1: float = 0.0,
         max_seconds: float | None = None,
         penalised: np.ndarray | None = None,
-        n_done: int = 0,
         adagrad_sums: np.ndarray | None = None,
     ) -> None:
         inputs = np.array(list(rows), np.float64)[:, None]
         dataset = ArrayDataset(inputs, np.zeros(len(inputs), np.int64), chunk_rows=1)
         self.plan = UnitPlan(n_rows=len(inputs), chunk_rows=1, unit_rows=unit_rows, block_rows=1)
+        client: Any = LocalClient()
         facts = Facts(
             name="local",
-            client=None,
+            client=client,
             objective=SumOf(function, len(initial)),
             dataset=dataset,
             validation=None,
@@ -198,12 +374,14 @@ class LocalRun:
         self.run = Run(facts, CallbackList([self._note]))
         self._stack = ExitStack()
         self._made_of = (facts, self.plan, n_shards, penalised)
-        self._options = (Penalty(l2, l1), n_done, max_seconds)
+        self._options = (Penalty(l2, l1), max_seconds)
+        shelf: Any = Shelf()
+        self.shelf = self.run.vault = shelf
 
     def __enter__(self) -> LocalRun:
         self.deployment: Any = self.new_deployment()
         self.deployment.run(self.deployment.server.write(POINT, self.run.facts.initial))
-        self.batch = FullBatch(self.run, self.deployment, self.plan, *self._options)
+        self.batch = self.new_batch()
         return self
 
     def __exit__(
@@ -214,6 +392,15 @@ class LocalRun:
     def new_deployment(self) -> Any:
         """Shards that hold nothing yet."""
         return LocalDeployment(self._stack.enter_context(LocalActors()), *self._made_of)
+
+    @contextmanager
+    def on_cluster(self, spec: Any, planned: tuple[float, str]) -> Iterator[Any]:
+        """Stands for `Run.on_cluster`: the local shards."""
+        yield self.deployment
+
+    def new_batch(self, has_value: bool = False) -> FullBatch:
+        """Evaluations on the present deployment."""
+        return FullBatch(self.run, self.deployment, self.plan, *self._options, has_value=has_value)
 
     def _note(self, event: Event) -> bool | None:
         self.events.append(event)

@@ -1,21 +1,23 @@
-"""From the options to the answer, on local shards: every direction, both penalties, every end, and lost generations."""
+"""From the options to the answer, on local shards: directions, penalties, ends, and what is lost on the way."""
 
 from __future__ import annotations
 
 import doctest
 import inspect
-from collections.abc import Callable
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dask_belief.checkpoint import Loaded
 from dask_belief.errors import ActorLostError, NonFiniteError
-from dask_belief.monitoring.events import IterationEnded
+from dask_belief.monitoring.events import IterationEnded, Rebuilt
 from dask_belief.optim import direction as direction_module
 from dask_belief.optim.direction import DirectionRule
-from dask_belief.optim.stopping import StopReason
-from dask_belief.parameter_server.messages import Combine, Multiply
+from dask_belief.optim.stopping import Stop, StopReason
+from dask_belief.parameter_server.messages import BeginSum, Combine, Multiply
 from dask_belief.parameter_server.ranges import BLOCK
 from dask_belief.run import Outcome
 from dask_belief.sandblaster.config import Sandblaster
@@ -34,6 +36,7 @@ def scene_of(function: Objective, initial: np.ndarray, method: Sandblaster, **op
 
 
 def driver_of(scene: LocalRun, method: Sandblaster) -> SandblasterDriver:
+    scene.run.on_cluster = scene.on_cluster  # type: ignore[method-assign]
     driver = SandblasterDriver(scene.run, method)
     assert len(driver._plan) == len(scene.plan)
     return driver
@@ -42,9 +45,9 @@ def driver_of(scene: LocalRun, method: Sandblaster) -> SandblasterDriver:
 def drive(
     function: Objective, initial: np.ndarray, method: Sandblaster, **options: Any
 ) -> tuple[Outcome, list[IterationEnded]]:
-    """Run one generation to its end."""
+    """Run to the end."""
     with scene_of(function, initial, method, **options) as scene:
-        outcome = driver_of(scene, method)._generation(scene.deployment)
+        outcome = driver_of(scene, method).drive()
         np.testing.assert_array_equal(outcome.parameters, scene.deployment.vector(POINT))
         return outcome, scene.of_kind(IterationEnded)
 
@@ -273,7 +276,7 @@ def test_diagonal_is_made_of_the_sums_and_the_sums_are_dropped() -> None:
     sums = np.array([0.0, 1.0, 4.0, 100.0])
     method = Sandblaster(unit_rows=2, first_hessian="adagrad", max_iter=3, gtol=0.0, ftol=0.0)
     with scene_of(ill_scaled(np.geomspace(1, 10, 4)), np.zeros(4), method, adagrad_sums=sums) as scene:
-        driver_of(scene, method)._generation(scene.deployment)
+        driver_of(scene, method).drive()
         np.testing.assert_allclose(scene.deployment.vector(DIAGONAL), 1 / (np.sqrt(sums) + 1e-6), rtol=1e-12)
         with pytest.raises(KeyError):
             scene.deployment.vector("adagrad_sums")
@@ -344,7 +347,7 @@ def test_interrupt_goes_back_to_the_point_that_was_kept() -> None:
         # Kept at every iteration up to the sixth.
         scene.run._keeping.took = lambda began, ended: None  # type: ignore[method-assign]
         scene.run._keeping.is_due = lambda now: len(scene.of_kind(IterationEnded)) <= 6  # type: ignore[method-assign]
-        outcome = driver_of(scene, method)._generation(scene.deployment)
+        outcome = driver_of(scene, method).drive()
         events = scene.of_kind(IterationEnded)
     assert len(events) > 6
     assert outcome.stop.reason is StopReason.INTERRUPTED
@@ -352,57 +355,256 @@ def test_interrupt_goes_back_to_the_point_that_was_kept() -> None:
     assert outcome.loss == events[5].loss == pytest.approx(rosenbrock(outcome.parameters)[0], rel=1e-12)
 
 
-# Generations.
+# What is lost on the way.
 
 
-def losing(scene: LocalRun, evaluation: int) -> Callable[..., Any]:
-    """Lose the coordinator at an evaluation."""
-    answer = scene.deployment.ask
+def losing(scene: LocalRun, evaluations: Collection[int], shards: tuple[int, ...] = (0,)) -> None:
+    """Lose shards while an evaluation is made, for each of these, counted from one and by calls."""
+    answer, calls = scene.deployment.ask, 0
 
     def ask(method: str, asked: int, limit_seconds: float) -> Any:
-        if asked >= evaluation:
-            raise ActorLostError("coordinator is gone.")
+        nonlocal calls
+        calls += 1
+        if calls in evaluations:
+            scene.deployment.lose(*shards)
+            raise ActorLostError("a shard is gone.")
         return answer(method, asked, limit_seconds)
 
-    return ask
+    scene.deployment.ask = ask
 
 
-def test_next_generation_goes_on_from_the_kept_point() -> None:
-    """With the diagonal made anew, evaluations counted on, and the same minimum in the end."""
+def numbers_of(events: list[IterationEnded]) -> dict[int, str]:
+    """All that does not depend on time, by iteration; what was computed twice has the same bits."""
+    names = ("evaluations", "loss", "gradient_norm", "step", "passes", "curvature", "decrease_ratio", "slope_ratio")
+    told: dict[int, str] = {}
+    for event in events:
+        numbers = repr([getattr(event, name) for name in names])
+        assert told.setdefault(event.iteration, numbers) == numbers
+    return told
+
+
+RECOVERED = [
+    pytest.param({"history_size": 3}, id="lbfgs"),
+    pytest.param({"history_size": 3, "first_hessian": "adagrad"}, id="diagonal"),
+    pytest.param({"history_size": 3, "l1": 1e-2, "l2": 1e-2}, id="l1"),
+    pytest.param({"direction": "conjugate_gradient"}, id="conjugate gradient"),
+    pytest.param({"direction": documented_rule()}, id="own rule"),
+]
+
+
+@pytest.mark.parametrize("options", RECOVERED)
+@pytest.mark.parametrize("every", [None, 1, 3])
+def test_lost_shards_cost_time_and_change_no_bit(options: dict[str, Any], every: int | None) -> None:
+    """At each evaluation, with saves after every iteration, some, or none yet."""
+    start = np.tile([-1.2, 1.0], 5)
+    method = Sandblaster(unit_rows=2, gtol=0.0, ftol=0.0, max_iter=7, **options)
+    sums = {"adagrad_sums": np.geomspace(1, 100, 10)}
+    expected, events = drive(rosenbrock, start, method, **sums)
+    for evaluation in range(1, int(expected.passes) + 1):
+        with scene_of(rosenbrock, start, method, **sums) as scene:
+            driver = driver_of(scene, method)
+            # There is a place to save to, and what was not saved yet is begun again.
+            scene.deployment.workers = {"a": 1, "b": 1}
+            scene.shelf.wanted = lambda driver=driver: every is not None and driver._progress.iteration % every == 0
+            losing(scene, {evaluation})
+            outcome = driver.drive()
+            found, rebuilt = scene.of_kind(IterationEnded), scene.of_kind(Rebuilt)
+        assert numbers_of(found) == numbers_of(events)
+        assert outcome.parameters.tobytes() == expected.parameters.tobytes()
+        assert (outcome.loss, outcome.stop, outcome.passes) == (expected.loss, expected.stop, expected.passes)
+        assert outcome.repeatable
+        assert scene.shelf.n_ways == 1
+        [event] = rebuilt
+        assert event.reason == "shard 0 was lost."
+        again = len(found) - len(events)
+        assert f"back to iteration {event.iteration} by " in event.lost
+        assert event.lost.endswith(f", {again} are computed again")
+        assert again <= 7 if every is None else again < every
+        assert ("the beginning of the run" in event.lost) == (every is None or evaluation == 1)
+
+
+def test_shards_are_lost_again_and_again() -> None:
+    """Also while the run goes back; the numbers stay."""
+    start, method = np.tile([-1.2, 1.0], 5), Sandblaster(unit_rows=2, gtol=0.0, ftol=0.0, max_iter=9, history_size=3)
+    expected, events = drive(rosenbrock, start, method)
+    with scene_of(rosenbrock, start, method) as scene:
+        driver = driver_of(scene, method)
+        scene.deployment.workers = {"a": 1, "b": 1}
+        scene.shelf.wanted = lambda: driver._progress.iteration % 2 == 0
+        losing(scene, {1, 2, 5, 6, 7, 12, 13, 16})
+        replaced, n_failed = scene.deployment.replace, 0
+
+        def failing(*arguments: Any) -> None:
+            nonlocal n_failed
+            n_failed += 1
+            if n_failed % 3 == 0:
+                raise ActorLostError("and another one.")
+            replaced(*arguments)
+
+        scene.deployment.replace = failing
+        outcome = driver.drive()
+    assert n_failed > 8
+    assert numbers_of(scene.of_kind(IterationEnded)) == numbers_of(events)
+    assert outcome.parameters.tobytes() == expected.parameters.tobytes()
+    numbers = [command.evaluation for command in scene.deployment.of_kind(BeginSum)]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_all_shards_may_be_lost() -> None:
+    """Each of several, and all at once, of a vector that is cut; each is filled with its own part."""
+    n = 2 * BLOCK + 10
+    function, start = ill_scaled(np.geomspace(1, 50, n)), np.linspace(-2, 2, n)
+    method = Sandblaster(unit_rows=2, gtol=0.0, ftol=0.0, max_iter=4, history_size=3, n_shards=3)
+    expected, events = drive(function, start, method)
+    for shards in ((0,), (2,), (0, 2), (0, 1, 2)):
+        with scene_of(function, start, method) as scene:
+            driver = driver_of(scene, method)
+            scene.shelf.wanted = lambda driver=driver: driver._progress.iteration == 2
+            losing(scene, {int(events[1].evaluations) + 1}, shards)
+            outcome = driver.drive()
+        assert numbers_of(scene.of_kind(IterationEnded)) == numbers_of(events)
+        assert outcome.parameters.tobytes() == expected.parameters.tobytes()
+
+
+def test_without_a_place_to_save_it_goes_on_from_the_kept_point() -> None:
+    """With the diagonal made anew, evaluations counted on, and the same minimum in the end; not to be repeated."""
     function, method = ill_scaled(np.geomspace(1, 100, 20)), exactly(first_hessian="adagrad")
     with scene_of(function, np.zeros(20), method, adagrad_sums=np.ones(20)) as scene:
-        driver = driver_of(scene, method)
         scene.run._keeping.took = lambda began, ended: None  # type: ignore[method-assign]
-        scene.deployment.ask = losing(scene, 6)
-        with pytest.raises(ActorLostError):
-            driver._generation(scene.deployment)
-        before = scene.of_kind(IterationEnded)
-        assert driver._lost() == f"back to iteration {len(before)}, with an empty history"
-        np.testing.assert_array_equal(driver.kept(), scene.run.best)
-        second = scene.new_deployment()
-        outcome = driver._generation(second)
-        np.testing.assert_allclose(second.vector(DIAGONAL), np.ones(20), rtol=2e-6)
-        after = scene.of_kind(IterationEnded)[len(before) :]
+        losing(scene, {6})
+        scene.shelf.is_place = False
+        outcome = driver_of(scene, method).drive()
+        np.testing.assert_allclose(scene.deployment.vector(DIAGONAL), np.ones(20), rtol=2e-6)
+        [rebuilt] = scene.of_kind(Rebuilt)
+        events = scene.of_kind(IterationEnded)
+        before = events[: rebuilt.iteration]
+    assert rebuilt.lost.startswith(f"back to iteration {len(before)} by the parameters that the driver has a copy of")
     assert outcome.stop.reason is StopReason.GRADIENT_SMALL
-    assert after[0].iteration == len(before) + 1
-    assert after[0].loss < before[-1].loss
+    assert not outcome.repeatable
+    # Pairs of the iterations that come again have other values than before.
+    assert scene.shelf.n_ways == 2
+    assert [event.iteration for event in events] == list(range(1, len(events) + 1))
+    assert events[len(before)].loss < before[-1].loss
     # The five that were done, and the kept point once more.
-    assert after[0].evaluations >= 5 + 2
+    assert events[len(before)].evaluations >= 5 + 2
     np.testing.assert_allclose(outcome.parameters, 1.0, rtol=1e-5)
 
 
-def test_generation_that_is_lost_after_the_end_is_followed_by_no_training() -> None:
-    """The next one has the last point, and nothing is evaluated."""
+@pytest.mark.parametrize("further", [1, 2, 3])
+def test_interrupt_of_a_run_that_began_again_gives_the_better_point(further: int) -> None:
+    """What is handed back belongs together: the copy that was made before the loss, its iteration, its value."""
+    method, start = exactly(), np.tile([-1.2, 1.0], 5)
+    with scene_of(rosenbrock, start, method) as scene:
+        scene.deployment.workers = {"a": 1, "b": 1}
+        scene.run._keeping.took = lambda began, ended: None  # type: ignore[method-assign]
+        losing(scene, {6})
+        scene.run._keeping.is_due = lambda now: not scene.of_kind(Rebuilt)  # type: ignore[method-assign]
+        answer, n_after = scene.deployment.ask, 0
+
+        def ask(*asked: Any) -> Any:
+            nonlocal n_after
+            n_after += bool(scene.of_kind(Rebuilt))
+            if n_after == further:
+                raise KeyboardInterrupt
+            return answer(*asked)
+
+        scene.deployment.ask = ask
+        outcome = driver_of(scene, method).drive()
+        [rebuilt] = scene.of_kind(Rebuilt)
+        events = scene.of_kind(IterationEnded)
+    assert rebuilt.iteration == 0
+    kept = int(outcome.stop.numbers["iteration"])
+    assert outcome.stop.reason is StopReason.INTERRUPTED
+    assert kept >= 2
+    assert outcome.loss == events[kept - 1].loss == pytest.approx(rosenbrock(outcome.parameters)[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_loss_after_the_end_is_followed_by_no_training(is_saved: bool) -> None:
+    """The last point is written to the new shards, be there a saved state of an older one or not."""
     method = exactly()
+    expected, _ = drive(rosenbrock, np.array([-1.2, 1.0]), method)
     with scene_of(rosenbrock, np.array([-1.2, 1.0]), method) as scene:
         driver = driver_of(scene, method)
-        ended = driver._generation(scene.deployment)
-        second = scene.new_deployment()
-        outcome = driver._generation(second)
-        assert not second.evaluated_at
-        np.testing.assert_array_equal(second.vector(POINT), ended.parameters)
-    assert (outcome.stop, outcome.loss, outcome.passes) == (ended.stop, ended.loss, ended.passes)
-    np.testing.assert_array_equal(outcome.parameters, ended.parameters)
+        scene.shelf.wanted = lambda: is_saved and driver._progress.iteration == 3
+        finish, n_rounds = scene.run.finish_validation, 0
+
+        def lost() -> dict[str, float]:
+            nonlocal n_rounds
+            scene.run.finish_validation = finish  # type: ignore[method-assign]
+            n_rounds = len(scene.deployment.evaluated_at)
+            scene.deployment.lose(0)
+            raise ActorLostError("a shard is gone.")
+
+        scene.run.finish_validation = lost  # type: ignore[method-assign]
+        outcome = driver.drive()
+        assert len(scene.deployment.evaluated_at) == n_rounds
+        np.testing.assert_array_equal(scene.deployment.vector(POINT), expected.parameters)
+    assert (outcome.stop, outcome.loss, outcome.passes) == (expected.stop, expected.loss, expected.passes)
+    assert outcome.repeatable
+    np.testing.assert_array_equal(outcome.parameters, expected.parameters)
+
+
+# Resumed.
+
+
+@pytest.mark.parametrize("options", RECOVERED[:-1])
+def test_resumed_run_gives_the_bits_of_one_that_was_not_broken_off(options: dict[str, Any]) -> None:
+    """From each iteration, in its units whatever the options would give; also after a loss at once."""
+    start = np.tile([-1.2, 1.0], 5)
+    method = Sandblaster(unit_rows=2, gtol=0.0, ftol=0.0, max_iter=7, **options)
+    sums = {"adagrad_sums": np.geomspace(1, 100, 10)}
+    rows = (1.0, 0.3, 0.1, 0.7)
+    expected, events = drive(rosenbrock, start, method, rows=rows, **sums)
+    with scene_of(rosenbrock, start, method, rows=rows, **sums) as scene:
+        scene.shelf.wanted = lambda: True
+        first = driver_of(scene, method)
+        first.drive()
+        shelf = scene.shelf
+    assert len(shelf.states) == 7
+    for saved in shelf.states:
+        for lost in ((), {1}, {2}):
+            shelf.newest, shelf.wanted = saved, lambda: False
+            with scene_of(rosenbrock, start, method, rows=rows, **sums) as scene:
+                scene.shelf = scene.run.vault = shelf
+                scene.run.facts = replace(
+                    scene.run.facts, resumed=Loaded(saved, {}, (), saved.number, "1970-01-01T00:00:00+00:00")
+                )
+                scene.run.on_cluster = scene.on_cluster  # type: ignore[method-assign]
+                # Units of one row each would give other bits.
+                driver = SandblasterDriver(scene.run, replace(method, unit_rows=1))
+                assert driver._plan == first._plan
+                losing(scene, lost)
+                outcome = driver.drive()
+                found = numbers_of(scene.of_kind(IterationEnded))
+            done = saved.state["iteration"]
+            assert found == {key: told for key, told in numbers_of(events).items() if key > done}
+            assert outcome.parameters.tobytes() == expected.parameters.tobytes()
+            assert (outcome.loss, outcome.stop, outcome.passes) == (expected.loss, expected.stop, expected.passes)
+
+
+def test_interrupt_of_a_resumed_run_gives_the_point_that_it_began_with() -> None:
+    """With its iteration and its value."""
+    start, method = np.tile([-1.2, 1.0], 5), exactly(max_iter=5)
+    with scene_of(rosenbrock, start, method) as scene:
+        scene.shelf.wanted = lambda: True
+        driver_of(scene, method).drive()
+        shelf, events = scene.shelf, scene.of_kind(IterationEnded)
+    shelf.newest, shelf.wanted = shelf.states[3], lambda: False
+    with scene_of(rosenbrock, start, method) as scene:
+        scene.shelf = scene.run.vault = shelf
+        driver = driver_of(scene, method)
+
+        def interrupted(*asked: Any) -> Any:
+            raise KeyboardInterrupt
+
+        scene.deployment.ask = interrupted
+        outcome = driver.drive()
+    assert outcome.stop == Stop(StopReason.INTERRUPTED, {"iteration": 3.0})
+    assert outcome.loss == events[2].loss == pytest.approx(rosenbrock(outcome.parameters)[0], rel=1e-12)
+
+
+# Time.
 
 
 def test_time_that_is_up_within_an_evaluation_gives_the_last_point() -> None:
@@ -418,7 +620,7 @@ def test_time_that_is_up_within_an_evaluation_gives_the_last_point() -> None:
             return status(n_done=1)
 
         scene.deployment.ask = slow
-        outcome = driver_of(scene, method)._generation(scene.deployment)
+        outcome = driver_of(scene, method).drive()
         last = scene.of_kind(IterationEnded)[-1]
     assert outcome.stop.reason is StopReason.MAX_SECONDS
     assert outcome.loss == last.loss == pytest.approx(rosenbrock(outcome.parameters)[0], rel=1e-12)
@@ -438,8 +640,9 @@ def test_deployment_is_made_of_the_options() -> None:
         spec = driver._deployment_spec()
         replica: Any = spec.replica_spec(scene.deployment.directory, "coordinator")
     assert spec.hub_arguments == (2, 6, 0.0)
-    assert (spec.n_shards, spec.updates, spec.n_replicas, spec.method) == (3, None, None, "Sandblaster L-BFGS")
-    np.testing.assert_array_equal(spec.penalised, [True, False, True, True])
+    assert (spec.n_replicas, spec.method) == (None, "Sandblaster L-BFGS")
+    assert (len(spec.shards.ranges), spec.shards.updates, spec.shards.n_copies) == (1, None, 0)
+    np.testing.assert_array_equal(spec.shards.penalised, [True, False, True, True])
     assert (replica.cache_bytes, replica.plan, replica.coordinator) == (77, driver._plan, "coordinator")
 
 
@@ -447,7 +650,7 @@ def test_no_vector_is_made_that_is_not_needed() -> None:
     """Without an L1 penalty no pseudo-gradient, without Adagrad's sums no diagonal."""
     method = exactly()
     with scene_of(rosenbrock, np.array([-1.2, 1.0]), method) as scene:
-        driver_of(scene, method)._generation(scene.deployment)
+        driver_of(scene, method).drive()
         made = {command.into for command in scene.deployment.of_kind(Combine)}
         for name in ("v", "trial_v", "move", DIAGONAL):
             assert name not in made

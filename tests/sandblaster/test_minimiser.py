@@ -61,7 +61,7 @@ def minimiser(
     steps = steps or Smooth(StrongWolfe(c2=chosen.c2))
     scene.run._keeping._ready_at = -math.inf if keeps else math.inf
     scene.run._keeping.took = lambda began, ended: None  # type: ignore[method-assign]
-    return Minimiser(scene.run, scene.deployment, scene.batch, chosen, steps, criteria, progress or Progress())
+    return Minimiser(scene.run, scene.deployment, scene.batch, chosen, steps, criteria, progress or Progress(), {})
 
 
 def bowl(curvatures: np.ndarray) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
@@ -273,7 +273,7 @@ def test_point_is_settled_before_it_is_copied() -> None:
         assert found == pytest.approx(told, rel=1e-12)
 
 
-# What listeners and the next generation are told.
+# What listeners are told, and whoever goes on.
 
 
 def test_iterations_are_told_as_they_were() -> None:
@@ -343,7 +343,7 @@ def test_iteration_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> N
         assert f"f {event.loss:.8g}" in line
 
 
-def test_next_generation_goes_on_from_the_kept_point() -> None:
+def test_run_goes_on_from_the_kept_point_alone() -> None:
     """Iterations are counted on from it, evaluations from those that were made, and it ends at the same minimum."""
     function = bowl(np.geomspace(1, 100, 20))
     progress = Progress()
@@ -352,7 +352,7 @@ def test_next_generation_goes_on_from_the_kept_point() -> None:
     progress.iteration, progress.value = 7, -1.0
     progress.go_back()
     made = progress.evaluations
-    with LocalRun(function, first.run.best, n_done=made) as second:
+    with LocalRun(function, first.run.best) as second:
         minimiser(second, progress=progress).minimise()
     events = second.of_kind(IterationEnded)
     assert events[0].iteration == 6
@@ -602,7 +602,8 @@ def test_direction_that_does_not_descend_is_not_evaluated() -> None:
     assert rule.n_reset == progress.iteration - 1
     # Each was opened by the message that brought its slope, and opened again for the next.
     assert len(opened) == len(closed) + rule.n_reset
-    assert [command.evaluation for command in closed] == list(range(1, progress.evaluations + 1))
+    assert [command.evaluation for command in opened] == list(range(1, len(opened) + 1))
+    assert len({command.evaluation for command in closed}) == len(closed) == progress.evaluations
 
 
 def test_no_descent_anywhere_ends_the_run_by_that_reason() -> None:
@@ -744,13 +745,14 @@ class Distance:
         self._deployment = scene.deployment
         self.n_started = 0
 
-    def start(self, directory: Any) -> None:
+    def start(self, directory: Any, workers: list[str]) -> None:
         assert directory is self._deployment.directory
+        assert workers == list(self._deployment.workers)
         self.is_running = True
         self.n_started += 1
         self._loss = float(np.abs(self._deployment.vector(SNAPSHOT) - 1).max())
 
-    def poll(self) -> MetricSums:
+    def poll(self, there: object = None) -> MetricSums:
         self.is_running = False
         return MetricSums(1, {"loss": self._loss})
 

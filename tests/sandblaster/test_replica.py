@@ -16,6 +16,7 @@ import pytest
 from dask_belief.binary_tree import Node
 from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.hub import RUN_IS_OVER
+from dask_belief.cluster.limits import Limits
 from dask_belief.data.dataset import ArrayDataset
 from dask_belief.data.units import UnitPlan
 from dask_belief.errors import ReplicaError
@@ -84,6 +85,8 @@ class Scene:
             directory=self.server.directory,
             coordinator=self.coordinator,
             backend="numpy",
+            host_cache_bytes=2**20,
+            limits=Limits(),
             **({"cache_bytes": 2**20} | options),
         )
         standing = SimpleNamespace(

@@ -1,0 +1,235 @@
+"""Runs that outlive their client: the driver is a task on the cluster, and is found again by the run's name.
+
+::
+
+    train(detach=True) ──▶ task on a worker: a client of its own, and all that a driver does
+                             │  events ──▶ topic of the run's name        orders ◀── topic
+    attach(name) ◀───────────┴─ its future, published under the run's name
+
+The task is not pinned: when its worker is lost, Dask runs it again on another, and it goes on from its checkpoint, or
+begins anew where it has none.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from distributed import Client, Future, get_worker
+
+from dask_belief.cluster.connection import connected, current_client
+from dask_belief.cluster.limits import limits
+from dask_belief.cluster.replicas import Standing, stand_aside
+from dask_belief.errors import ArgumentError, CallTimeoutError, ClusterError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_PUBLISHED = "dask-belief-run-{}"
+_EVENTS = "dask-belief-events-{}"
+_ORDERS = "dask-belief-orders-{}"
+
+_STOP = "stop"
+
+# How often whoever waits for a result looks whether the scheduler is still there.
+_LOOK_SECONDS = 0.5
+
+
+class Desk:
+    """What a detached driver hears and tells: a callback of its run, which asks to stop when it was ordered to.
+
+    Parameters
+    ----------
+    client
+        The driver's own client.
+    name
+        The name of the run.
+    standing
+        Of the driver's task.
+    describe
+        Makes plain JSON of an event.
+    """
+
+    def __init__(
+        self, client: Client, name: str, standing: Standing, describe: Callable[[Any], dict[str, Any]]
+    ) -> None:
+        self._client = client
+        self._topic = _EVENTS.format(name)
+        self._standing = standing
+        self._describe = describe
+        self._is_stopped = threading.Event()
+        client.subscribe_topic(_ORDERS.format(name), self._hear)
+        # What was ordered before a driver that was lost could follow it.
+        for order in client.get_events(_ORDERS.format(name)):
+            self._hear(order)
+
+    def _hear(self, order: tuple[float, dict[str, Any]]) -> None:
+        if order[1].get("action") == _STOP:
+            self._is_stopped.set()
+
+    def __call__(self, event: Any) -> bool:
+        """Tell of an event; answers whether the run is to stop."""
+        self._client.log_event(self._topic, self._describe(event))
+        return self._is_stopped.is_set() or self._standing.is_cancelled
+
+
+Work = Callable[[Any, Client, Desk], Result]
+"""What a detached driver does, with what it was told, its client and its desk."""
+
+
+def _drive(work: Work[Result], order: Any, name: str, describe: Callable[[Any], dict[str, Any]]) -> Result:
+    """Run a driver; a Dask task."""
+    standing = stand_aside()
+    worker = get_worker()
+    with Client(worker.scheduler.address, security=worker.security, set_as_default=False) as client:
+        return work(order, client, Desk(client, name, standing, describe))
+
+
+def detach_driver(
+    client: Client, name: str, work: Work[Result], order: object, describe: Callable[[Any], dict[str, Any]]
+) -> DetachedRun[Result]:
+    """Start a driver on the cluster.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    name
+        Of the run, by which it is found again.
+    work, order
+        What the driver does, and what it is told; both are sent to a worker.
+    describe
+        Makes plain JSON of an event.
+
+    Raises
+    ------
+    ArgumentError
+        When there is a run of that name.
+    """
+    published = _PUBLISHED.format(name)
+    if published in client.list_datasets():
+        raise ArgumentError(
+            f"name: there is a run {name!r} on this cluster. Attach to it, or let it go by attach({name!r}).forget()."
+        )
+    future: Future[Result] = client.submit(_drive, work, order, name, describe, key=published, pure=False, retries=0)
+    client.publish_dataset(future, name=published)
+    logger.info("run %s goes on without this client; attach(%r) finds it again", name, name)
+    return DetachedRun(client, name, future)
+
+
+def attach(name: str, client: Client | None = None) -> DetachedRun[Any]:
+    """Find a run that was started with ``detach=True``.
+
+    Parameters
+    ----------
+    name
+        Of the run.
+    client
+        A synchronous client of the cluster; None for Dask's current one.
+
+    Raises
+    ------
+    ArgumentError
+        When there is no run of that name.
+
+    Examples
+    --------
+    >>> run = db.attach("nightly", client)    # doctest: +SKIP
+    >>> run.is_done                           # doctest: +SKIP
+    False
+    >>> result = run.result()                 # doctest: +SKIP
+    """
+    with connected(current_client() if client is None else client) as client:
+        known = client.list_datasets()
+        published = _PUBLISHED.format(name)
+        if published not in known:
+            prefix = _PUBLISHED.format("")
+            runs = sorted(each.removeprefix(prefix) for each in known if str(each).startswith(prefix))
+            raise ArgumentError(
+                f"name: there is no run {name!r} on this cluster; there are: {', '.join(runs) or 'none'}."
+            )
+        return DetachedRun(client, name, client.get_dataset(published))
+
+
+class DetachedRun(Generic[Result]):
+    """A run whose driver is on the cluster.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    """
+
+    def __init__(self, client: Client, name: str, future: Future[Result]) -> None:
+        self.name = name
+        self._client = client
+        self._future = future
+
+    def __repr__(self) -> str:
+        """Tell name and state."""
+        return f"<DetachedRun {self.name!r}: {self._future.status}>"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, well or badly."""
+        return bool(self._future.done())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Give the newest events of the run as plain JSON, in order; the scheduler keeps some thousand."""
+        return [event for _, event in self._client.get_events(_EVENTS.format(self.name))]
+
+    def stop(self) -> None:
+        """Ask the run to end with the best point it has; it does so at its next event."""
+        self._client.log_event(_ORDERS.format(self.name), {"action": _STOP})
+
+    def result(self, timeout_seconds: float | None = None) -> Result:
+        """Wait for the result, and let the run's name go.
+
+        Parameters
+        ----------
+        timeout_seconds
+            How long to wait; None for as long as the run lives, which has limits of its own.
+
+        Raises
+        ------
+        CallTimeoutError
+            When the run has not ended by then; it goes on.
+        ClusterError
+            When the scheduler is gone.
+        Exception
+            What ended the run instead of a result.
+        """
+        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while not self._future.done():
+            if self._client.status != "running":
+                raise ClusterError(
+                    f"run {self.name}: the connection to Dask's scheduler is gone. Connect a new client."
+                )
+            seconds = _LOOK_SECONDS if until is None else min(_LOOK_SECONDS, until - time.monotonic())
+            if seconds <= 0:
+                raise CallTimeoutError(f"run {self.name} did not end within {timeout_seconds:g} seconds; it goes on.")
+            _wait(self._future, seconds)
+        try:
+            return self._future.result(timeout=limits().call_seconds)
+        finally:
+            self.forget()
+
+    def forget(self) -> None:
+        """Let the run's name go, and with it the result; a run that has not ended is cancelled."""
+        if self._client.status != "running":
+            return
+        if not self._future.done():
+            self._client.cancel([self._future], force=True)
+        self._client.unpublish_dataset(_PUBLISHED.format(self.name))
+
+
+def _wait(future: Future[Any], seconds: float) -> None:
+    try:
+        future.exception(timeout=seconds)
+    except (TimeoutError, concurrent.futures.TimeoutError):
+        return

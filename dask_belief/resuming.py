@@ -1,0 +1,131 @@
+"""What a run that is resumed takes from its checkpoint, beside the state of its shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_belief.checkpoint import CheckpointStore, Loaded
+from dask_belief.data.dataset import Dataset, DatasetLike
+from dask_belief.door import check_data
+from dask_belief.errors import ArgumentError, CheckpointError, DaskBeliefError
+from dask_belief.monitoring.history import History
+from dask_belief.objective import Objective, check_objective
+from dask_belief.parameter_server.updates import VALUES
+from dask_belief.run_description import DataShape, RunDescription
+from dask_belief.sandblaster.config import Sandblaster
+from dask_belief.sandblaster.steps import POINT
+from dask_belief.stages import Begun, Method
+
+Vector = NDArray[np.floating]
+
+
+def begun_of(store: CheckpointStore, loaded: Loaded) -> Begun:
+    """What the methods gave that were through."""
+
+    def read(name: str) -> Vector:
+        found = own_vector(store, loaded, name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    try:
+        return Begun.from_config(loaded.description["begun"], read)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(loaded, error) from error
+
+
+def own_vector(store: CheckpointStore, loaded: Loaded, name: str) -> Vector | None:
+    """A vector that belongs to the state without being on the shards; None where there is none of that name."""
+    try:
+        at = loaded.saved.state["own"].get(name)
+    except (KeyError, AttributeError) as error:
+        raise _damaged(loaded, error) from error
+    return None if at is None else store.read_vector(loaded, at)
+
+
+def seconds_of(loaded: Loaded) -> float:
+    """How long the method that was broken off had run."""
+    try:
+        return float(loaded.saved.state["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(loaded, error) from error
+
+
+def objective_for(given: Objective | None, description: RunDescription) -> Objective:
+    """Give the objective of a run, the one that is given where there is one."""
+    objective: Objective = description.objective() if given is None else given
+    check_objective(objective)
+    if objective.n_parameters != description.n_parameters:
+        raise ArgumentError(
+            f"objective: has {objective.n_parameters} parameters, the checkpoint is of {description.n_parameters}."
+        )
+    return objective
+
+
+def data_for(
+    objective: Objective, given: DatasetLike | None, shape: DataShape, argument: str, description: RunDescription
+) -> Dataset:
+    """Open the rows of a run, those that are given where there are any, and check that they are the same."""
+    if given is None and shape.address is None:
+        raise ArgumentError(f"{argument}: the checkpoint is of rows that cannot be opened by name; give them.")
+    data = check_data(objective, shape.address if given is None else given, argument, np.dtype(description.dtype))  # type: ignore[arg-type]
+    shape.check(data, argument)
+    return data
+
+
+def validation_for(objective: Objective, given: DatasetLike | None, description: RunDescription) -> Dataset | None:
+    """Give the validation set of a run; None where it had none."""
+    shape = description.validation
+    if shape is None:
+        if given is not None:
+            raise ArgumentError("validation: the run had none, and has chosen no point by one; leave it out.")
+        return None
+    return data_for(objective, given, shape, "validation", description)
+
+
+def methods_for(given: Method | None, description: RunDescription, n_run: int) -> tuple[Method, ...]:
+    """All methods of the run, the one that was broken off with other options where they are given."""
+    kinds = [kind for kind, _ in description.methods]
+    if not 0 <= n_run < len(kinds):
+        raise CheckpointError(f"checkpoint: it says that {n_run} of {len(kinds)} methods have run; it is damaged.")
+    if given is not None and type(given).__name__ != kinds[n_run]:
+        raise ArgumentError(f"method: the run was broken off in a {kinds[n_run]}, got a {type(given).__name__}.")
+    if isinstance(given, Sandblaster):
+        given.check_saves()
+    return tuple(
+        given if given is not None and number == n_run else description.method(number) for number in range(len(kinds))
+    )
+
+
+def history_of(loaded: Loaded) -> History:
+    """Give the events until then."""
+    try:
+        return History.from_config(loaded.history)
+    except (DaskBeliefError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(loaded, error) from error
+
+
+def point_of(store: CheckpointStore, loaded: Loaded, description: RunDescription) -> Vector:
+    """The parameters of the saved state."""
+    saved = loaded.saved
+    try:
+        named: Any = saved.state["vectors"]
+        name = named[POINT] if named else next(name for name in saved.vectors if name.startswith(f"{VALUES}@"))
+        vector = store.read_vector(loaded, name)
+    except (KeyError, TypeError, StopIteration) as error:
+        raise _damaged(loaded, error) from error
+    if vector.shape != (description.n_parameters,):
+        raise _damaged(loaded, ValueError(f"{name} has {vector.size} values, not {description.n_parameters}"))
+    return np.array(vector, description.dtype)
+
+
+def _damaged(loaded: Loaded, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint: state {loaded.number} cannot be gone on from: {error!r}. It is damaged; resume from the one "
+        "before, by number=."
+    )
