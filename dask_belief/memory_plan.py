@@ -201,8 +201,19 @@ class MemoryPlan:
                 )
         return None
 
+    @property
+    def short(self) -> str:
+        """A few words for those who watch: what the fullest worker may need."""
+        plan = self._fullest
+        limit = plan.facts.memory.limit_bytes
+        return f"memory up to {_mib(plan.bytes.total)} a worker" + (f" of {_mib(limit)}" if limit else "")
+
+    @property
+    def _fullest(self) -> WorkerPlan:
+        return min(self.workers, key=lambda plan: (plan.usable_bytes or float("inf")) - plan.bytes.total)
+
     def __str__(self) -> str:
-        fullest = min(self.workers, key=lambda plan: (plan.usable_bytes or float("inf")) - plan.bytes.total)
+        fullest = self._fullest
         more = f" (the fullest of {len(self.workers)})" if len(self.workers) > 1 else ""
         return f"memory planned{more}: {fullest}"
 

@@ -168,6 +168,7 @@ class Run:
         self._callbacks = callbacks
         self._began = time.monotonic()
         self._should_stop = False
+        self._memory = ""
         self._keeping = Share(_KEEPING_SHARE, _KEEPING_LEAST_SECONDS)
         self._validating = Share(_VALIDATING_SHARE)
         self._validation: Evaluation | None = None
@@ -201,7 +202,8 @@ class Run:
         facts = self.facts
         with self._while_connected(), self._members() as membership:
             n_workers, n_parameters = len(membership.workers), facts.objective.n_parameters
-            self.emit(RunStarted(spec.method, facts.dataset.n_rows, n_parameters, n_workers, *planned))
+            n_rows = facts.dataset.n_rows
+            self.emit(RunStarted(spec.method, n_rows, n_parameters, n_workers, *planned, memory=self._memory))
             with deployed(facts.client, spec, membership) as deployment:
                 try:
                     yield deployment
@@ -247,6 +249,7 @@ class Run:
             self.vault.is_able = False
             plan = planned([])
         plan.check()
+        self._memory = plan.short
         logger.info("%s", plan)
         if plan.warning:
             logger.warning("%s", plan.warning)

@@ -3,19 +3,20 @@
 ::
 
     train(detach=True) ──▶ task on a worker: a client of its own, and all that a driver does
-                             │  events ──▶ topic of the run's name        orders ◀── topic
+                             │  events ──▶ topic of the run's name        orders ◀── topic, looked at now and then
     attach(name) ◀───────────┴─ its future, published under the run's name
 
 The task is not pinned: when its worker is lost, Dask runs it again on another, and it goes on from its checkpoint, or
-begins anew where it has none.
+begins anew where it has none. What is told, and ordered, says of which run it is: a name may be used again.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import logging
-import threading
+import math
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +37,9 @@ _ORDERS = "dask-belief-orders-{}"
 
 _STOP = "stop"
 
+# How often a driver looks for orders at most, at its events.
+_ORDERS_SECONDS = 0.25
+
 # How often whoever waits for a result looks whether the scheduler is still there.
 _LOOK_SECONDS = 0.5
 
@@ -47,8 +51,8 @@ class Desk:
     ----------
     client
         The driver's own client.
-    name
-        The name of the run.
+    name, key
+        The name of the run, and what tells it from others of that name.
     standing
         Of the driver's task.
     describe
@@ -56,38 +60,43 @@ class Desk:
     """
 
     def __init__(
-        self, client: Client, name: str, standing: Standing, describe: Callable[[Any], dict[str, Any]]
+        self, client: Client, name: str, key: str, standing: Standing, describe: Callable[[Any], dict[str, Any]]
     ) -> None:
         self._client = client
-        self._topic = _EVENTS.format(name)
+        self._name = name
+        self._key = key
         self._standing = standing
         self._describe = describe
-        self._is_stopped = threading.Event()
-        client.subscribe_topic(_ORDERS.format(name), self._hear)
-        # What was ordered before a driver that was lost could follow it.
-        for order in client.get_events(_ORDERS.format(name)):
-            self._hear(order)
-
-    def _hear(self, order: tuple[float, dict[str, Any]]) -> None:
-        if order[1].get("action") == _STOP:
-            self._is_stopped.set()
+        self._looked_at = -math.inf
+        self._is_stopped = False
 
     def __call__(self, event: Any) -> bool:
         """Tell of an event; answers whether the run is to stop."""
-        self._client.log_event(self._topic, self._describe(event))
-        return self._is_stopped.is_set() or self._standing.is_cancelled
+        self._client.log_event(_EVENTS.format(self._name), {"run": self._key, "event": self._describe(event)})
+        now = time.monotonic()
+        # Orders are kept by the scheduler: those that a driver had which was lost are found, too.
+        if not self._is_stopped and now - self._looked_at >= _ORDERS_SECONDS:
+            self._looked_at = now
+            orders = _told(self._client, _ORDERS.format(self._name), self._key)
+            self._is_stopped = any(order.get("action") == _STOP for order in orders)
+        return self._is_stopped or self._standing.is_cancelled
+
+
+def _told(client: Client, topic: str, key: str) -> list[dict[str, Any]]:
+    """What a topic has of one run, in order."""
+    return [told for _, told in client.get_events(topic) if told.get("run") == key]
 
 
 Work = Callable[[Any, Client, Desk], Result]
 """What a detached driver does, with what it was told, its client and its desk."""
 
 
-def _drive(work: Work[Result], order: Any, name: str, describe: Callable[[Any], dict[str, Any]]) -> Result:
+def _drive(work: Work[Result], order: Any, name: str, key: str, describe: Callable[[Any], dict[str, Any]]) -> Result:
     """Run a driver; a Dask task."""
     standing = stand_aside()
     worker = get_worker()
     with Client(worker.scheduler.address, security=worker.security, set_as_default=False) as client:
-        return work(order, client, Desk(client, name, standing, describe))
+        return work(order, client, Desk(client, name, key, standing, describe))
 
 
 def detach_driver(
@@ -116,7 +125,9 @@ def detach_driver(
         raise ArgumentError(
             f"name: there is a run {name!r} on this cluster. Attach to it, or let it go by attach({name!r}).forget()."
         )
-    future: Future[Result] = client.submit(_drive, work, order, name, describe, key=published, pure=False, retries=0)
+    # A key of its own: whoever still holds an older run of this name would else be given that one's result for this.
+    key = f"{published}-{uuid.uuid4().hex[:8]}"
+    future: Future[Result] = client.submit(_drive, work, order, name, key, describe, key=key, pure=False, retries=0)
     client.publish_dataset(future, name=published)
     logger.info("run %s goes on without this client; attach(%r) finds it again", name, name)
     return DetachedRun(client, name, future)
@@ -181,11 +192,11 @@ class DetachedRun(Generic[Result]):
 
     def events(self) -> list[dict[str, Any]]:
         """Give the newest events of the run as plain JSON, in order; the scheduler keeps some thousand."""
-        return [event for _, event in self._client.get_events(_EVENTS.format(self.name))]
+        return [told["event"] for told in _told(self._client, _EVENTS.format(self.name), self._future.key)]
 
     def stop(self) -> None:
         """Ask the run to end with the best point it has; it does so at its next event."""
-        self._client.log_event(_ORDERS.format(self.name), {"action": _STOP})
+        self._client.log_event(_ORDERS.format(self.name), {"run": self._future.key, "action": _STOP})
 
     def result(self, timeout_seconds: float | None = None) -> Result:
         """Wait for the result, and let the run's name go.

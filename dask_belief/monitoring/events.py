@@ -26,7 +26,7 @@ class RunStarted:
     """The cluster is ready and a method begins.
 
     `planned` is how many iterations or epochs are to come at most, counted in `planned_unit` (``"iterations"`` or
-    ``"epochs"``); None if there is no limit.
+    ``"epochs"``); None if there is no limit. `memory` says in words what is planned for the workers.
     """
 
     method: str
@@ -36,6 +36,7 @@ class RunStarted:
     planned: float | None = None
     planned_unit: str = "iterations"
     seconds: float = 0.0
+    memory: str = ""
 
 
 @dataclass(frozen=True)

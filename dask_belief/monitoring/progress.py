@@ -22,7 +22,8 @@ class ProgressBar:
         Sandblaster: iteration 12 of 100, loss 0.3456, validation 0.3561, 14 s |██▍                 | 12%
         Downpour: epoch 1.25 of 5, loss 0.3456, 81,920 rows/s, staleness 2.7, 61 s |█████              | 25%
 
-    Methods that run one after another in one call have a bar each, and the time runs on.
+    Until something is done it tells what memory is planned. Methods that run one after another in one call have a bar
+    each, and the time runs on.
 
     In a terminal and in a notebook it is a bar of tqdm's. Where stderr is neither (a file, a batch system), the line
     goes to the log every few seconds instead. Where stderr is closed nothing is shown.
@@ -140,6 +141,8 @@ class ProgressBar:
         limit = "" if self._run.planned is None else f" of {self._run.planned:g}"
         done = f"{self._done:.0f}" if singular == "iteration" else f"{self._done:.2f}"
         losses = [f"{name} {loss:.4g}" for name, loss in self._losses.items()]
+        if not self._done and self._run.memory:
+            losses.append(self._run.memory)
         return f"{self._run.method}: " + ", ".join(
             [f"{singular} {done}{limit}", *losses, *self._flow, f"{seconds:.0f} s"]
         )

@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_belief.checkpoint import CheckpointStore, Part, SavedState
-from dask_belief.cluster.actors import ActorAddress, all_of
 from dask_belief.cluster.limits import limits
-from dask_belief.cluster.placement import place_one
 from dask_belief.errors import ActorLostError, CallTimeoutError
 from dask_belief.parameter_server.carrying import (
     Carried,
@@ -32,13 +30,12 @@ from dask_belief.parameter_server.carrying import (
     Fill,
     FillUpdates,
     InCheckpoint,
-    Keepers,
     PlaceSpec,
     Save,
 )
 from dask_belief.parameter_server.deployment import Deployment
 from dask_belief.parameter_server.directory import Directory
-from dask_belief.parameter_server.keeper import Keeper
+from dask_belief.parameter_server.keepers import KeeperSet
 from dask_belief.parameter_server.messages import Alias, Drop
 from dask_belief.parameter_server.ranges import pieces
 from dask_belief.parameter_server.updates import VALUES
@@ -158,8 +155,7 @@ class Vault:
         if resumed is not None:
             self._parts = {name: {_ALL_SHARDS: tuple(parts)} for name, parts in resumed.vectors.items()}
             self._lasting = {_lasting_of(name): name for name in self._parts}
-        self._keepers: dict[int, ActorAddress] = {}
-        self._n_keepers = 0
+        self._keepers = KeeperSet()
         # Names of vectors that shards hold for a save; the keys of the shards that hold all vectors of the newest
         # state, and the numbers of those that do not, as of the last look.
         self._held: set[str] = set()
@@ -213,10 +209,14 @@ class Vault:
         """
         self._began_at = now
         self._number += 1
-        if self._store is None and not self._make_keepers(deployment):
-            # Asked for again after a while, not at every turn.
-            self._share.took(now, now)
-            return False
+        if self._store is None:
+            renewed = self._keepers.make_missing(deployment)
+            if renewed is None:
+                # Asked for again after a while, not at every turn.
+                self._share.took(now, now)
+                return False
+            # What the old ones held is given up, and carried to these with this save.
+            self._forget_parts(renewed)
         written = self._write_own({} if own is None or self._store is None else own)
         names = {name: self._name(name, lasting) for name, lasting in (vectors or {}).items()}
         directory, number = deployment.directory, None if vectors is not None else self._number
@@ -234,7 +234,7 @@ class Vault:
             actor = directory.shards[shard]
             source = deployment.shards.end(shard, actor, directory.generation)
             wanted = tuple((HELD + name, name) for name in names.values() if not self._has(name, shard))
-            worker = actor.worker if self._store is not None else self._keepers[shard].worker
+            worker = actor.worker if self._store is not None else self._keepers.workers[shard]
             self._errands.send([(worker, Save(source, place, limits(), wanted, number))])
         return True
 
@@ -262,8 +262,7 @@ class Vault:
     def _place(self, directory: Directory) -> PlaceSpec:
         if self._store is not None:
             return InCheckpoint(self._store)
-        keepers = self._keepers.items()
-        return Keepers({piece.start: keeper for shard, keeper in keepers for piece in directory.pieces(shard)})
+        return self._keepers.place(directory)
 
     def poll(self, deployment: Deployment, now: float) -> SavedNow | None:
         """See whether the save under way is complete; one that cannot be completed is given up.
@@ -344,43 +343,10 @@ class Vault:
             self._errands.drop()
         self._under_way = None
 
-    # Keepers: one for each shard, on another worker.
-
-    def _make_keepers(self, deployment: Deployment) -> bool:
-        """Make the keepers that are missing, or on their shard's own worker; False with one worker only."""
-        workers = deployment.workers
-        if len(workers) < 2:
-            return False
-        made: dict[int, ActorAddress] = {}
-        for shard, actor in enumerate(deployment.directory.shards):
-            keeper = self._keepers.get(shard)
-            if keeper is not None and keeper.worker in workers and keeper.worker != actor.worker:
-                continue
-            taken = [each.worker for each in {**self._keepers, **made}.values()]
-            made[shard] = deployment.host.spawn(
-                Keeper, f"keeper {shard}", place_one(workers, taken, {actor.worker}), generation=self._n_keepers
-            )
-            self._n_keepers += 1
-        try:
-            deployment.host.ready(made.values())
-        except ActorLostError as error:
-            logger.info("no keepers were made: %s", error)
-            for keeper in made.values():
-                deployment.host.drop(keeper)
-            return False
-        for shard, keeper in made.items():
-            # What the old one holds is given up, and carried to this one with the save.
-            self._forget_keeper(deployment, shard)
-            self._keepers[shard] = keeper
-        return True
-
-    def _forget_keeper(self, deployment: Deployment, shard: int) -> None:
-        keeper = self._keepers.pop(shard, None)
-        if keeper is None:
-            return
-        deployment.host.drop(keeper)
-        for parts in self._parts.values():
-            parts.pop(shard, None)
+    def _forget_parts(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            for parts in self._parts.values():
+                parts.pop(shard, None)
 
     def look(self, deployment: Deployment) -> None:
         """Take note of keepers that are lost or have to go, and of shards that do not hold the newest state.
@@ -389,15 +355,14 @@ class Vault:
         from something else, or was handed over since.
         """
         self._lacking = self._without_state(deployment.directory)
-        for shard, keeper in list(self._keepers.items()):
-            if keeper.worker not in deployment.workers:
-                logger.info("%s was lost with worker %s", keeper.name, keeper.worker)
-                self.give_up()
-                self._forget_keeper(deployment, shard)
+        lost = self._keepers.lose(deployment)
+        if lost:
+            self.give_up()
+            self._forget_parts(lost)
 
     def keeper_workers(self) -> dict[int, str]:
         """The worker of each shard's keeper."""
-        return {shard: keeper.worker for shard, keeper in self._keepers.items()}
+        return self._keepers.workers
 
     def _drop_others(self, deployment: Deployment) -> None:
         """Let go of what the newest state does not name, on shards and keepers; a checkpoint does so by itself."""
@@ -407,13 +372,7 @@ class Vault:
         self._parts = {name: parts for name, parts in self._parts.items() if name in named}
         if unwanted:
             deployment.execute(*(Drop(HELD + name) for name in unwanted))
-        if self._keepers:
-            # Also what a save that was given up has left there.
-            try:
-                calls = [deployment.caller.call(keeper, "keep", sorted(named)) for keeper in self._keepers.values()]
-                deployment.caller.run(all_of(calls))
-            except (ActorLostError, CallTimeoutError) as error:
-                logger.info("a keeper could not be told what to drop: %s", error)
+        self._keepers.keep(deployment, named)
 
     # Going back to the newest state.
 

@@ -10,7 +10,7 @@ import numpy as np
 import dask_belief as db
 from dask_belief.data.batches import MiniBatches
 from dask_belief.data.dataset import Dataset
-from dask_belief.downpour.driver import plan_leases
+from dask_belief.downpour.lease_plan import plan_leases
 from dask_belief.seeds import stream
 
 

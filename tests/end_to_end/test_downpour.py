@@ -12,7 +12,7 @@ from distributed import Client
 import dask_belief as db
 from dask_belief.cluster.placement import place
 from dask_belief.downpour import driver
-from dask_belief.downpour.driver import plan_leases
+from dask_belief.downpour.lease_plan import plan_leases
 from dask_belief.monitoring.events import DownpourProgressed, Rebuilt, WorkerJoined, WorkerLost
 from dask_belief.parameter_server.vault import Vault
 from dask_belief.seeds import stream

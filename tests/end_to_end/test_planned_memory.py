@@ -13,7 +13,7 @@ from dask_belief.cluster.memory import memory_of_workers, memory_thresholds
 from dask_belief.cluster.placement import place
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.units import plan_units
-from dask_belief.downpour.driver import plan_leases
+from dask_belief.downpour.lease_plan import plan_leases
 from dask_belief.downpour.memory_plan import downpour_needs
 from dask_belief.memory_plan import MemoryPlan, placed_elsewhere, plan_memory, workers_of_run
 from dask_belief.parameter_server.ranges import shard_ranges

@@ -11,7 +11,7 @@ from distributed import Client
 import dask_belief as db
 from dask_belief.data.batches import MiniBatches
 from dask_belief.downpour.clocks import Clocks
-from dask_belief.downpour.driver import plan_leases
+from dask_belief.downpour.lease_plan import plan_leases
 from dask_belief.seeds import stream
 from tests.row_counts import BATCH_SIZE, OPTIONS, RowCounts
 from tests.small_cluster import kill_worker
