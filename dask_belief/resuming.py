@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_belief.checkpoint import CheckpointStore, Loaded
+from dask_belief.checkpoint import CheckpointStore, Loaded, SavedState
 from dask_belief.data.dataset import Dataset, DatasetLike
+from dask_belief.data.units import UnitPlan
 from dask_belief.door import check_data
+from dask_belief.downpour.ledger import LedgerState
 from dask_belief.errors import ArgumentError, CheckpointError, DaskBeliefError
 from dask_belief.monitoring.history import History
 from dask_belief.objective import Objective, check_objective
-from dask_belief.parameter_server.updates import VALUES
+from dask_belief.parameter_server.updates import STATE, VALUES
 from dask_belief.run_description import DataShape, RunDescription
+from dask_belief.sandblaster.bookmark import Bookmark
 from dask_belief.sandblaster.config import Sandblaster
 from dask_belief.sandblaster.steps import POINT
 from dask_belief.stages import Begun, Method
@@ -88,18 +92,73 @@ def validation_for(objective: Objective, given: DatasetLike | None, description:
     return data_for(objective, given, shape, "validation", description)
 
 
-def methods_for(given: Method | None, description: RunDescription, n_run: int) -> tuple[Method, ...]:
-    """All methods of the run, the one that was broken off with other options where they are given."""
+def methods_for(given: Method | Sequence[Method] | None, description: RunDescription, n_run: int) -> tuple[Method, ...]:
+    """All methods of the run, the one that was broken off, or all, with other options where they are given."""
     kinds = [kind for kind, _ in description.methods]
     if not 0 <= n_run < len(kinds):
         raise CheckpointError(f"checkpoint: it says that {n_run} of {len(kinds)} methods have run; it is damaged.")
-    if given is not None and type(given).__name__ != kinds[n_run]:
+    if isinstance(given, list | tuple):
+        found = [type(each).__name__ for each in given]
+        if found != kinds:
+            raise ArgumentError(f"method: the run is of {', '.join(kinds)}, got {', '.join(found) or 'an empty list'}.")
+        methods = tuple(given)
+    elif given is not None and type(given).__name__ != kinds[n_run]:
         raise ArgumentError(f"method: the run was broken off in a {kinds[n_run]}, got a {type(given).__name__}.")
-    if isinstance(given, Sandblaster):
-        given.check_saves()
-    return tuple(
-        given if given is not None and number == n_run else description.method(number) for number in range(len(kinds))
-    )
+    else:
+        methods = tuple(
+            given if given is not None and number == n_run else description.method(number)
+            for number in range(len(kinds))
+        )
+    for method in methods[n_run:]:
+        if isinstance(method, Sandblaster):
+            method.check_saves()
+    return methods
+
+
+def check_state(loaded: Loaded, method: Method, description: RunDescription) -> None:
+    """Refuse a state that shards and driver could not take up, before any work starts."""
+    state, vectors = loaded.saved.state, loaded.saved.vectors
+    try:
+        plan = UnitPlan.from_config(state["plan"])
+        _require(plan.n_rows == description.dataset.n_rows, f"a plan of {plan.n_rows} rows")
+        own = dict(state["own"])
+        _require(set(own.values()) <= vectors.keys(), "vectors of its own that are not there")
+        if isinstance(method, Sandblaster):
+            on_shards = dict(state["vectors"])
+            _require(set(on_shards.values()) <= vectors.keys(), "vectors of shards that are not there")
+            needed = Bookmark.from_state(state, method.direction_rule).vectors(POINT)
+            _require(needed.keys() <= on_shards.keys(), "fewer vectors than the next direction is made of")
+        else:
+            _check_updates(loaded.saved)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _damaged(loaded, error) from error
+
+
+def _check_updates(saved: SavedState) -> None:
+    """Refuse what the shards of a Downpour run could not take up; raises whatever it stumbles on."""
+    state, vectors = saved.state, saved.vectors
+    ledger = LedgerState.from_config(state["ledger"])
+    epoch = ledger.book.finished.epoch
+    _require(epoch >= 0, f"an epoch {epoch}")
+    notes = {int(start): note for start, note in state["notes"].items()}
+    [values] = [name for name in vectors if name.startswith(f"{VALUES}@")]
+    number = values.rpartition("@")[2]
+    for part in vectors[values]:
+        note = notes[part.start]
+        marks = [tuple(map(int, mark)) for mark in note["marks"]]
+        counts = (int(note["n_updates"]), int(note["n_rounds"]))
+        _require(all(len(mark) == 3 for mark in marks) and min(counts) >= 0, "marks or counts that are none")
+        _require(isinstance(note["state"], list), "no list of a rule's vectors")
+        for name in note["state"]:
+            starts = [other.start for other in vectors[f"{STATE}{name}@{number}"]]
+            _require(part.start in starts, f"no {name} of the values at {part.start}")
+
+
+def _require(is_so: bool, otherwise: str) -> None:
+    if not is_so:
+        raise ValueError(f"it has {otherwise}")
 
 
 def history_of(loaded: Loaded) -> History:

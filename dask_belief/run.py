@@ -166,6 +166,8 @@ class Run:
         resumed = None if facts.resumed is None else facts.resumed.saved
         self.vault = Vault(facts.name, facts.store, every_seconds, resumed, self._commit)
         self._callbacks = callbacks
+        # The events until the save under way was begun.
+        self._events_then: Sequence[Mapping[str, Any]] = ()
         self._began = time.monotonic()
         self._should_stop = False
         self._memory = ""
@@ -349,6 +351,8 @@ class Run:
     ) -> None:
         """Begin to save; see `Vault.begin`."""
         state = {**state, "seconds": self.facts.seconds_before + self.seconds}
+        # What happens while it is saved is not of this state: a run that goes on from it may find another way.
+        self._events_then = self.facts.history() if self.is_checkpointed else ()
         self.vault.begin(deployment, state, vectors, self.seconds, {**self.facts.carried, **(own or {})})
 
     def finish_save(self, deployment: Deployment) -> None:
@@ -362,7 +366,7 @@ class Run:
 
     def _commit(self, saved: SavedState) -> None:
         if self.facts.store is not None:
-            self.facts.store.commit(saved, self.facts.description, self.facts.history())
+            self.facts.store.commit(saved, self.facts.description, self._events_then)
 
     def read(self, deployment: Deployment, name: str) -> Vector:
         """Copy a vector of the shards to the driver."""

@@ -119,6 +119,8 @@ class RunDescription:
         """
         try:
             validation = config["validation"]
+            if config["dtype"] not in ("float32", "float64") or int(config["seed"]) < 0:
+                raise ValueError(f"dtype {config['dtype']!r} and seed {config['seed']!r}")
             return cls(
                 network=None if config["network"] is None else dict(config["network"]),
                 n_parameters=int(config["n_parameters"]),
@@ -161,7 +163,10 @@ class RunDescription:
         """
         kind, options = self.methods[number]
         if kind == "Sandblaster" and options.get("direction", "") is None:
-            raise ArgumentError("method: its direction was a function of your own; give the method again as method=.")
+            raise ArgumentError(
+                "method: its direction was a function of your own; give the method again as method=, or all methods of "
+                "the run where there are several."
+            )
         try:
             return _KINDS[kind].from_config(options)
         except (DaskBeliefError, KeyError, TypeError, ValueError) as error:

@@ -41,6 +41,7 @@ from dask_belief.objective import Objective, check_objective
 from dask_belief.result import TrainingResult
 from dask_belief.resuming import (
     begun_of,
+    check_state,
     data_for,
     history_of,
     methods_for,
@@ -222,7 +223,7 @@ def train(
     check_travels("objective", objective)
     saving = check_checkpoint(checkpoint, methods, record)
     if detach or name is not None:
-        # Of a result more than the point may be wanted.
+        # Of a result, more than the point may be wanted.
         begin = beginning if isinstance(beginning, TrainingResult) else start
         order = _Order(objective, data, methods, begin, validation_data, callbacks, int(seed), run_dtype.name, backend)
         return _detach(client, name, replace(order, limits=in_force, checkpoint=saving), detach, record)
@@ -261,7 +262,7 @@ def resume(
     objective: Objective | None = None,
     dataset: DatasetLike | None = None,
     validation: DatasetLike | None = None,
-    method: Method | None = None,
+    method: Method | Sequence[Method] | None = None,
     number: int | None = None,
     callbacks: Iterable[Callback] = (),
     backend: str | None = None,
@@ -285,7 +286,8 @@ def resume(
         The rows; None where they are stores that can be opened again by their address.
     method
         Options of the method that was broken off, in place of those it had: more epochs, other numbers of shards and
-        replicas. Of Sandblaster `history_size`, and of both how the rows are cut, stay as they were.
+        replicas. Of Sandblaster `history_size`, and of both how the rows are cut, stay as they were. Of a run by
+        several methods, the list of all of them may be given instead.
     number
         Of the saved state; None for the newest.
     callbacks, progress, limits
@@ -326,6 +328,8 @@ def resume(
     data = data_for(objective, dataset, description.dataset, "dataset", description)
     validation_data = validation_for(objective, validation, description)
     methods = methods_for(method, description, begun.n_run)
+    check_methods(methods, objective, validation_data is not None)
+    check_state(loaded, methods[begun.n_run], description)
     description = replace(
         RunDescription.of(
             objective, data, validation_data, methods, description.seed, description.dtype, description.backend
@@ -383,10 +387,12 @@ class _Order:
 def _detach(
     client: Client | None, name: str | None, order: _Order, detach: bool, record: object
 ) -> DetachedRun[TrainingResult]:
+    if not isinstance(detach, bool):
+        raise ArgumentError(f"detach: expected True or False, got {detach!r}.")
     if not detach:
         raise ArgumentError("name: is of a detached run; give detach=True, too.")
-    if not name:
-        raise ArgumentError("name: a detached run is found again by its name; give one.")
+    if not isinstance(name, str) or not name.strip():
+        raise ArgumentError(f"name: a detached run is found again by its name; give one, got {name!r}.")
     if record is not None:
         raise ArgumentError("record: is written by this process, and a detached run goes on without it; leave one out.")
     for argument, data in (("dataset", order.dataset), ("validation", order.validation)):
@@ -395,7 +401,14 @@ def _detach(
                 f"{argument}: a detached run outlives the memory of this process; write the rows to a store with "
                 "write_dataset."
             )
+    if order.checkpoint is not None and CheckpointStore(order.checkpoint.path).numbers():
+        # Those that the driver finds later are its own.
+        raise ArgumentError(
+            f"checkpoint: {order.checkpoint.path} holds checkpoints of a run. Go on from it with db.resume(path), or "
+            "give an empty folder."
+        )
     check_travels("callbacks", order.callbacks)
+    check_travels("method", order.methods)
     given = current_client() if client is None else client
     with connected(given) as connection:
         return detach_driver(connection, name, _drive, order, event_to_config)
@@ -411,6 +424,7 @@ def _drive(order: _Order, client: Client, desk: Desk) -> TrainingResult:
             objective=order.objective,
             dataset=order.dataset,
             validation=order.validation,
+            method=order.methods,
             callbacks=callbacks,
             backend=order.backend,
             progress=False,

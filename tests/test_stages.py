@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from dask_belief import stages
+from dask_belief.checkpoint import Loaded, SavedState
 from dask_belief.downpour.config import Downpour
 from dask_belief.errors import ArgumentError, NonFiniteError
 from dask_belief.monitoring.callbacks import CallbackList
@@ -20,7 +22,7 @@ from dask_belief.optim.rules import SGD, Adagrad
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.run import Facts, Outcome, Run
 from dask_belief.sandblaster.config import Sandblaster
-from dask_belief.stages import Method, Stages, Trained, check_handover, is_as_good
+from dask_belief.stages import SUMS_BEFORE, Begun, Method, Stages, Trained, check_handover, is_as_good
 
 DOWNPOUR, SANDBLASTER = Downpour(rule=Adagrad(0.1)), Sandblaster()
 SUMS = np.array([1.0, 4.0], np.float32)
@@ -51,11 +53,17 @@ class Play:
             raise script
         return script if isinstance(script, Outcome) else script(run)
 
-    def run(self, *methods: Method, callbacks: tuple[Callable[[Event], Any], ...] = ()) -> Trained:
+    def run(
+        self,
+        *methods: Method,
+        callbacks: tuple[Callable[[Event], Any], ...] = (),
+        begun: Begun | None = None,
+        **of: Any,
+    ) -> Trained:
         nothing: Any = None
         initial = np.zeros(2, np.float32)
-        facts = Facts("first", nothing, nothing, nothing, None, initial, seed=0, dtype="float32", backend="numpy")
-        return Stages(methods, facts, CallbackList([self.history, *callbacks])).train()
+        facts = Facts("first", nothing, nothing, nothing, None, initial, seed=0, dtype="float32", backend="numpy", **of)
+        return Stages(methods, facts, CallbackList([self.history, *callbacks]), begun).train()
 
 
 def test_one_method_gives_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,3 +303,74 @@ def test_objectives_with_other_penalties_are_not_compared(method: Method) -> Non
     low, high = outcome_of(loss=0.1, validation={"loss": 0.1}), outcome_of(loss=0.9, validation={"loss": 0.9})
     assert is_as_good(low, high, DOWNPOUR, method)
     assert not is_as_good(low, high, method, method)
+
+
+# Runs that are resumed.
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        Begun(),
+        Begun(1, outcome_of(validation={"loss": 0.25, "accuracy": 0.5}, rule_state={"b": SUMS, "a": SUMS + 1}), 1.5),
+        Begun(2, outcome_of(loss=math.inf, reason=StopReason.NOT_FINITE, validation={"loss": math.nan}), 0.1 + 0.2),
+    ],
+    ids=["nothing", "with-a-rule", "not-finite"],
+)
+def test_what_methods_have_given_comes_back(begun: Begun) -> None:
+    """From strict JSON and named vectors, bit for bit."""
+    config, vectors = json.loads(json.dumps(begun.to_config(), allow_nan=False)), begun.vectors()
+    again = Begun.from_config(config, vectors.__getitem__)
+    assert json.dumps(again.to_config()) == json.dumps(begun.to_config())
+    assert sorted(again.vectors()) == sorted(vectors)
+    assert all((again.vectors()[name] == vector).all() for name, vector in vectors.items())
+    for name in config:
+        with pytest.raises(KeyError):
+            Begun.from_config({key: value for key, value in config.items() if key != name}, vectors.__getitem__)
+
+
+def test_methods_that_were_through_are_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins as it was told to, under the run's name; seconds, passes and the best point run on."""
+    begun = Begun(1, outcome_of(1.0, 0.5, passes=4.0, repeatable=False, rule_state={"accumulator": SUMS}), 10.0)
+    resumed = Loaded(SavedState(1, {}, {}), {}, (), 1, "")
+    play = Play(monkeypatch, outcome_of(2.0, 0.25, passes=2.0), outcome_of(3.0, 0.75, passes=1.0))
+    given = {"resumed": resumed, "seconds_before": 5.0, "adagrad_sums": SUMS}
+    trained = play.run(DOWNPOUR, SANDBLASTER, SANDBLASTER, begun=begun, **given)
+    [(second, by), (third, _)] = play.given
+    assert (second.name, second.resumed, second.initial.tolist()) == ("first", resumed, [0, 0])
+    assert isinstance(by, Sandblaster) and by.first_hessian == "adagrad"
+    assert third.name != "first" and third.resumed is None and third.seconds_before == 0.0
+    assert third.initial.tolist() == [2, 2] and third.adagrad_sums is None
+    outcome = trained.outcome
+    assert (outcome.parameters.tolist(), outcome.loss, outcome.passes, outcome.repeatable) == ([2, 2], 0.25, 7.0, False)
+    assert trained.name == "Downpour SGD, then Sandblaster L-BFGS, then Sandblaster L-BFGS"
+    ends = [event.seconds for event in play.history if isinstance(event, Stopped)]
+    assert 15.0 <= ends[0] <= ends[1] == trained.seconds < 25.0
+
+
+def test_each_method_is_saved_with_what_those_before_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Description and vectors of each stage are all that is needed to begin at it."""
+    first = outcome_of(1.0, 0.5, rule_state={"accumulator": SUMS})
+    play = Play(monkeypatch, first, outcome_of(2.0, 0.7), outcome_of(3.0, 0.4))
+    play.run(DOWNPOUR, SANDBLASTER, DOWNPOUR, description={"seed": 3})
+    stages_of = [facts for facts, _ in play.given]
+    assert [facts.description["seed"] for facts in stages_of] == [3, 3, 3]
+    assert dict(stages_of[0].carried) == {}
+    assert sorted(stages_of[1].carried) == ["before", "before:accumulator", SUMS_BEFORE]
+    # After the second, which ended higher, the point is still that of the first; and a batch method has no rule.
+    assert sorted(stages_of[2].carried) == ["before"] and stages_of[2].carried["before"].tolist() == [1, 1]
+    for number, facts in enumerate(stages_of):
+        begun = Begun.from_config(facts.description["begun"], facts.carried.__getitem__)
+        assert begun.n_run == number
+        assert (begun.outcome is None) == (number == 0)
+    again = Begun.from_config(stages_of[1].description["begun"], stages_of[1].carried.__getitem__)
+    assert again.outcome is not None and again.outcome.loss == 0.5
+    assert again.outcome.rule_state["accumulator"] is SUMS
+
+
+def test_an_error_in_a_method_that_was_resumed_carries_the_point_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the methods that were through when the run was broken off."""
+    play = Play(monkeypatch, RuntimeError("planted"))
+    with pytest.raises(RuntimeError) as caught:
+        play.run(DOWNPOUR, SANDBLASTER, begun=Begun(1, outcome_of(7.0), 1.0))
+    assert caught.value.kept_parameters.tolist() == [7, 7]

@@ -196,12 +196,24 @@ def read(number: int, data: bytes) -> Manifest:
         is_right = False
     if not is_right:
         raise CheckpointError(f"{file} is not as it was written: its digest is another")
+    try:
+        return _understood(file, number, body)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} lacks what a manifest has, or has something else there: {error!r}") from error
+
+
+def _understood(file: str, number: int, body: Mapping[str, Any]) -> Manifest:
+    """Make something of what was read; raises whatever it stumbles on."""
     if body["number"] != number:
         raise CheckpointError(f"{file} is the manifest of checkpoint {body['number']}, under another name")
     vectors = {
         name: tuple(Part(part["start"], part["stop"], part["digest"]) for part in parts)
         for name, parts in body["vectors"].items()
     }
+    for name, parts in vectors.items():
+        if not parts or any(list(map(type, vars(part).values())) != [int, int, str] for part in parts):
+            raise TypeError(f"the parts of {name}")
+        check_whole(name, parts)
     saved = SavedState(number, vectors, body["state"])
     return Manifest(saved, body["description"], body["written"], body["history"]["digest"])
 

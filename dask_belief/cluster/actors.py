@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # What a worker without a limit may use, as far as memory that is kept goes.
 _PLENTY_BYTES = 8 * 2**30
+
+# How often whoever waits for actors looks whether their workers are there.
+_LOOK_SECONDS = 0.1
 
 Result = TypeVar("Result")
 
@@ -323,6 +328,8 @@ class ActorHost:
     """
 
     def __init__(self, client: Client, prefix: str) -> None:
+        # Tells the workers that are there, by the newest word; None for nobody who does.
+        self.present: Callable[[], Collection[str]] | None = None
         self._client = client
         self._prefix = prefix
         self._futures: dict[str, Future[object]] = {}
@@ -337,16 +344,28 @@ class ActorHost:
         return ActorAddress(name=name, worker=worker, key=key, generation=generation)
 
     def ready(self, actors: Iterable[ActorAddress], timeout_seconds: float | None = None) -> None:
-        """Wait until actors are there; raises what a constructor raised, or `ActorLostError` past the limit."""
+        """Wait until actors are there.
+
+        Raises
+        ------
+        ActorLostError
+            When a worker of theirs is gone, or the limit passes.
+        Exception
+            What a constructor raised.
+        """
         limit_seconds = limits().start_seconds if timeout_seconds is None else timeout_seconds
-        futures = [self._futures[actor.key] for actor in actors]
-        try:
-            wait_for(futures, limit_seconds)
-        except TimeoutError as error:
-            missing = [future.key for future in futures if future.status != "finished"]
-            raise ActorLostError(
-                f"actors {missing} were not made within {limit_seconds:g} seconds: their workers are gone or busy."
-            ) from error
+        until, waiting = time.monotonic() + limit_seconds, list(actors)
+        futures = [self._futures[actor.key] for actor in waiting]
+        while not all(future.done() for future in futures):
+            # Dask keeps what is pinned to a worker that is gone, and never says so.
+            present = None if self.present is None else self.present()
+            gone = [actor for actor in waiting if present is not None and actor.worker not in present]
+            if gone or time.monotonic() > until:
+                missing = [actor.name for actor in gone or waiting]
+                why = "their worker is gone" if gone else "their workers are gone or busy"
+                raise ActorLostError(f"actors {missing} were not made within {limit_seconds:g} seconds: {why}.")
+            with contextlib.suppress(TimeoutError):
+                wait_for(futures, _LOOK_SECONDS)
         for future in futures:
             if future.status != "finished":
                 found = future.exception(timeout=limit_seconds)

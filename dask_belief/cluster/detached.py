@@ -192,7 +192,7 @@ class DetachedRun(Generic[Result]):
 
     def events(self) -> list[dict[str, Any]]:
         """Give the newest events of the run as plain JSON, in order; the scheduler keeps some thousand."""
-        return [told["event"] for told in _told(self._client, _EVENTS.format(self.name), self._future.key)]
+        return [told["event"] for told in _told(self._client, _EVENTS.format(self.name), str(self._future.key))]
 
     def stop(self) -> None:
         """Ask the run to end with the best point it has; it does so at its next event."""
@@ -211,24 +211,29 @@ class DetachedRun(Generic[Result]):
         CallTimeoutError
             When the run has not ended by then; it goes on.
         ClusterError
-            When the scheduler is gone.
+            When the scheduler is gone, or somebody has forgotten the run.
         Exception
             What ended the run instead of a result.
         """
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while not self._future.done():
             if self._client.status != "running":
-                raise ClusterError(
-                    f"run {self.name}: the connection to Dask's scheduler is gone. Connect a new client."
-                )
+                raise self._gone()
             seconds = _LOOK_SECONDS if until is None else min(_LOOK_SECONDS, until - time.monotonic())
             if seconds <= 0:
                 raise CallTimeoutError(f"run {self.name} did not end within {timeout_seconds:g} seconds; it goes on.")
             _wait(self._future, seconds)
         try:
             return self._future.result(timeout=limits().call_seconds)
+        except concurrent.futures.CancelledError as error:
+            if self._client.status != "running":
+                raise self._gone() from error
+            raise ClusterError(f"run {self.name} was forgotten before it had ended; there is no result.") from error
         finally:
             self.forget()
+
+    def _gone(self) -> ClusterError:
+        return ClusterError(f"run {self.name}: the connection to Dask's scheduler is gone. Connect a new client.")
 
     def forget(self) -> None:
         """Let the run's name go, and with it the result; a run that has not ended is cancelled."""
@@ -242,5 +247,5 @@ class DetachedRun(Generic[Result]):
 def _wait(future: Future[Any], seconds: float) -> None:
     try:
         future.exception(timeout=seconds)
-    except (TimeoutError, concurrent.futures.TimeoutError):
+    except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
         return

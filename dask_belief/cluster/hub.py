@@ -55,7 +55,7 @@ class Hub(ABC):
     Parameters
     ----------
     generation
-        The generation of the run; messages of another are refused.
+        How many hubs were begun before; messages to another are refused.
     """
 
     def __init__(self, generation: int) -> None:

@@ -32,7 +32,7 @@ class Limits:
     silence_seconds
         A replica whose question its coordinator or ledger has not answered for so long ends by itself.
     start_seconds
-        Until the actors of a generation must be there, and for sending the data set to a worker.
+        Until actors that are made must be there, and until a worker must have come back when none is left.
     stop_seconds
         How long the replicas are given to end at the end of a run before they are cancelled.
     no_progress_seconds

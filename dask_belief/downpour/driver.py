@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -85,6 +85,8 @@ class DownpourDriver:
         self._was_taken_over = False
         self._keeping = Share(SAVING_SHARE, LEAST_SECONDS)
         self._kept: Vector | None = None
+        # Mini-batches that are in what was kept, or came to the shards while it was: per lease the last.
+        self._kept_marks: dict[LeaseKey, int] = {}
         self._rows = 0
         self._n_finished = -1
         self._told = Progress(facts.dataset.n_rows, run.seconds)
@@ -296,6 +298,8 @@ class DownpourDriver:
             for key in set().union(*of_others):
                 least = min(each.get(key, -1) for each in of_others)
                 marks[key] = max(marks.get(key, -1), least)
+        if source is Source.KEPT:
+            marks = _furthest([marks, self._kept_marks])
         return int(deployment.run(server.advance(lost, marks)))
 
     def _finished_since(self, before: Finished, now: Finished) -> Iterator[LeaseKey]:
@@ -443,7 +447,11 @@ class DownpourDriver:
     def _keep(self, deployment: Deployment) -> None:
         """Copy the parameters to the driver, for whoever is told of an error."""
         began = self._run.seconds
-        self._kept = self._run.read(deployment, VALUES)
+        kept = self._run.read(deployment, VALUES)
+        # After the values: what they hold must not be trained on again by whoever goes on from them.
+        everything = range(len(deployment.directory.shards))
+        of_shards = deployment.run(deployment.server.marks(everything, of_any=True))
+        self._kept, self._kept_marks = kept, _furthest(of_shards)
         self._keeping.took(began, self._run.seconds)
 
     def _start_validation(self, deployment: Deployment) -> None:
@@ -539,6 +547,15 @@ class DownpourDriver:
             method.max_seconds is not None or method.warm_start_seconds > 0.0 or self._run.facts.validation is not None
         )
         return method.n_replicas == 1 and not is_timed and not self._was_taken_over
+
+
+def _furthest(marks: Iterable[dict[LeaseKey, int]]) -> dict[LeaseKey, int]:
+    """Per lease the highest of some marks."""
+    furthest: dict[LeaseKey, int] = {}
+    for each in marks:
+        for key, mark in each.items():
+            furthest[key] = max(mark, furthest.get(key, -1))
+    return furthest
 
 
 def _best_name(number: int) -> str:

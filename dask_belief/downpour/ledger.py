@@ -143,7 +143,7 @@ class Ledger(Hub):
     Parameters
     ----------
     generation
-        The generation of the run; messages of another are refused.
+        How many ledgers were begun before; messages to another are refused.
     spec
         What it is made from.
     """

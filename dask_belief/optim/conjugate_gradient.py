@@ -148,9 +148,12 @@ class ConjugateGradient:
     def from_config(cls, config: Mapping[str, Any]) -> ConjugateGradient:
         """Rebuild it from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
         rule = cls()
-        rule._squared = None if config["squared"] is None else number_from_json(config["squared"])
-        rule._of_step, rule._slope = number_from_json(config["of_step"]), number_from_json(config["slope"])
-        rule._first_step = number_from_json(config["first_step"])
+        rule._squared = None if config["squared"] is None else float(number_from_json(config["squared"]))
+        rule._of_step, rule._slope = (
+            float(number_from_json(config["of_step"])),
+            float(number_from_json(config["slope"])),
+        )
+        rule._first_step = float(number_from_json(config["first_step"]))
         return rule
 
 

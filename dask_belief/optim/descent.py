@@ -111,9 +111,9 @@ class GradientDescent:
     def from_config(cls, config: Mapping[str, Any]) -> GradientDescent:
         """Rebuild it from `to_config`; raises `KeyError`, `TypeError` or `ValueError` for what is not one."""
         rule = cls()
-        rule._squared = None if config["squared"] is None else number_from_json(config["squared"])
-        rule._length = None if config["length"] is None else number_from_json(config["length"])
-        rule._curvature = number_from_json(config["curvature"])
+        rule._squared = None if config["squared"] is None else float(number_from_json(config["squared"]))
+        rule._length = None if config["length"] is None else float(number_from_json(config["length"]))
+        rule._curvature = float(number_from_json(config["curvature"]))
         return rule
 
 

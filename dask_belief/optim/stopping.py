@@ -237,5 +237,7 @@ def number_to_json(number: float) -> float | str:
 
 
 def number_from_json(number: float | str) -> float:
-    """Read what `number_to_json` wrote."""
+    """Read what `number_to_json` wrote; raises `TypeError` or `ValueError` for what is no number."""
+    if not isinstance(number, str | int | float):
+        raise TypeError(f"a number is needed, got {number!r}")
     return float(number) if isinstance(number, str) else number

@@ -240,9 +240,9 @@ class ParameterServer:
         directory = self.directory
         return [self._caller.call(actor, method, directory.generation, *arguments) for actor in directory.actors]
 
-    async def marks(self, shards: Collection[int]) -> list[dict[LeaseKey, int]]:
-        """Tell for some shards the last mini-batch of each lease that they have."""
-        answers = await all_of([self._call(shard, "marks") for shard in shards])
+    async def marks(self, shards: Collection[int], of_any: bool = False) -> list[dict[LeaseKey, int]]:
+        """Tell for some shards the last mini-batch of each lease that all their pieces have, or any."""
+        answers = await all_of([self._call(shard, "marks", of_any) for shard in shards])
         return [{LeaseKey(*lease): mark for lease, mark in answer.items()} for answer in answers]
 
     async def advance(self, shards: Collection[int], marks: dict[LeaseKey, int]) -> int:

@@ -120,7 +120,7 @@ class Deployment:
         Whether to end at once, without waiting for replicas to end by themselves.
     """
 
-    def __init__(self, client: Client, spec: DeploymentSpec, membership: Membership) -> None:
+    def __init__(self, client: Client, spec: DeploymentSpec, membership: Membership, attempt: int = 0) -> None:
         self.changes: list[Joined | Lost] = []
         self.rebuilt: list[tuple[str, str]] = []
         self.n_hubs = 1
@@ -142,11 +142,15 @@ class Deployment:
         workers = list(membership.workers)
         if not workers:
             raise NoWorkersError("the cluster has no worker left. Start workers and train again from the kept point.")
-        self._host = ActorHost(client, spec.run)
+        # The keys of an attempt that came to nothing are not used again.
+        self._host = ActorHost(client, f"{spec.run}-{attempt}" if attempt else spec.run)
+        self._host.present = self._present
         try:
             placement = place(workers, len(spec.shards.ranges))
             self.shards = Shards(client, self._host, spec.run, spec.shards, placement.shards, self.there)
             self._hub = self._spawn_hub(placement.hub, 0)
+            replica_spec = spec.replica_spec(self.directory, self._hub)
+            self._pool = ReplicaPool(client, spec.run, spec.replica, replica_spec, spec.dataset)
             self._host.ready([*self.directory.shards, self._hub])
             self._caller = Caller.of_client(client, {actor.worker for actor in self._actors})
         except BaseException:
@@ -154,8 +158,6 @@ class Deployment:
             raise
         membership.on_change = self._hear
         self.server = ParameterServer(self.directory, self._caller)
-        replica_spec = spec.replica_spec(self.directory, self._hub)
-        self._pool = ReplicaPool(client, spec.run, spec.replica, replica_spec, spec.dataset)
 
     @property
     def directory(self) -> Directory:
@@ -279,6 +281,11 @@ class Deployment:
         """The workers that are there, by the newest word; for those who wait for something else."""
         self.take_news()
         return self.workers
+
+    def _present(self) -> Collection[str]:
+        """The workers that are there, those among them that are to be left; for those who wait for actors."""
+        self._take_changes()
+        return {*self.workers, *self._leaving}
 
     def take_news(self) -> None:
         """Take note of who came and went, and of nothing else: for those who wait for something."""
@@ -441,7 +448,7 @@ class Deployment:
             return
         if not self.workers:
             raise NoWorkersError("all workers are to leave, and the run has nowhere to go. Start others first.")
-        for worker in self._leaving:
+        for worker in sorted(self._leaving):
             for replica in self._pool.lose(worker):
                 self.ask("leave", replica)
         if self._hub.worker in self._leaving:
@@ -493,8 +500,7 @@ class Deployment:
 @contextlib.contextmanager
 def deployed(client: Client, spec: DeploymentSpec, membership: Membership) -> Iterator[Deployment]:
     """Open a run on the cluster, and close it whatever happens."""
-    membership.refresh()
-    deployment = Deployment(client, spec, membership)
+    deployment = _opened(client, spec, membership)
     try:
         yield deployment
     except BaseException:
@@ -502,3 +508,20 @@ def deployed(client: Client, spec: DeploymentSpec, membership: Membership) -> It
         raise
     finally:
         deployment.close()
+
+
+def _opened(client: Client, spec: DeploymentSpec, membership: Membership) -> Deployment:
+    """Make the actors of a run, again when a worker is lost meanwhile."""
+    attempt = 0
+    while True:
+        wait_for_a_worker(client, membership)
+        try:
+            return Deployment(client, spec, membership, attempt)
+        except ActorLostError as error:
+            attempt += 1
+            if attempt > _IDLE_LOSSES:
+                raise ClusterError(
+                    f"workers were lost {attempt} times while the actors of the run were made; the last time: {error} "
+                    "Look at the workers' logs."
+                ) from error
+            logger.warning("the run's actors are made once more: %s", error)

@@ -1,7 +1,7 @@
 """One shard: a range of the parameters, what is kept for them, and the few things that may be asked of it.
 
 A plain class. That it runs as a Dask actor, all of whose calls come one after another, is the cluster's business: so
-there is no lock. Every call names the generation of the run, and every reply is a copy.
+there is no lock. Every call names the generation of the list of shards, and every reply is a copy.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ShardSpec:
     Attributes
     ----------
     generation
-        The generation of the run; calls of another are refused.
+        Of the list of shards by which it is made; calls by an older one are refused.
     index
         The number of the shard.
     shard
@@ -285,10 +285,10 @@ class Shard:
         self._check(generation)
         self._is_frozen = True
 
-    def marks(self, generation: int) -> dict[LeaseKey, int]:
-        """Tell the last mini-batch of each lease that every piece has; see `Updates.marks`."""
+    def marks(self, generation: int, of_any: bool = False) -> dict[LeaseKey, int]:
+        """Tell the last mini-batch of each lease that every piece has, or any; see `Updates.marks`."""
         self._check(generation)
-        return self._updates.marks()
+        return self._updates.marks(of_any)
 
     def advance(self, generation: int, marks: dict[LeaseKey, int]) -> int:
         """Count mini-batches as applied that this shard, put back to an older state, has lost; gives their number."""

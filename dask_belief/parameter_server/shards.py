@@ -189,6 +189,10 @@ class Shards:
         ActorLostError
             When another worker was lost meanwhile.
         """
+        if self._is_fenced:
+            # Those that live have adopted a generation that was never published, and are asked things meanwhile.
+            gone = {actor.worker for actor in self.directory.actors} - self._there().keys()
+            self._publish(caller, replace(self.directory, generation=self._next_generation()), tell, gone)
         generation = self._next_generation()
         made = {index: self._spawn_where(index, generation, avoid) for index in indices}
         try:
@@ -312,6 +316,8 @@ class Shards:
         """Let a directory be in force; actors on `lost` workers cannot be told."""
         if directory.generation != self._generation:
             raise ActorLostError(f"a copy took a shard's place while directory {directory.generation} was made.")
+        # Some may have adopted it when another cannot be told.
+        self._is_fenced = True
         self._adopt(caller, [actor for actor in directory.actors if actor.worker not in lost], directory.generation)
         self.directory = directory
         self._is_fenced = False

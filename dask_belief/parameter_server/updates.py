@@ -387,10 +387,11 @@ class Updates:
         """Mini-batches that were lost when a piece was put back, of the piece that has lost the most."""
         return max((piece.n_lost for piece in self._pieces.values()), default=0)
 
-    def marks(self) -> dict[LeaseKey, int]:
-        """Tell, per lease, the last mini-batch that every piece has; -1 where one has none of it."""
+    def marks(self, of_any: bool = False) -> dict[LeaseKey, int]:
+        """Tell, per lease, the last mini-batch that every piece has, or that any has; -1 for none."""
         leases = {lease for piece in self._pieces.values() for lease in piece.marks}
-        return {lease: min(piece.marks.get(lease, -1) for piece in self._pieces.values()) for lease in leases}
+        chosen = max if of_any else min
+        return {lease: chosen(piece.marks.get(lease, -1) for piece in self._pieces.values()) for lease in leases}
 
     def advance(self, marks: Mapping[LeaseKey, int]) -> int:
         """Count mini-batches as applied that pieces, put back to an older state, have lost; gives their number."""

@@ -80,7 +80,7 @@ class Coordinator(Hub):
     Parameters
     ----------
     generation
-        The generation of the run; messages of another are refused.
+        How many coordinators were begun before; messages to another are refused.
     n_units
         Units of an evaluation.
     max_level

@@ -87,7 +87,7 @@ class FullBatch:
     Parameters
     ----------
     run, deployment
-        The run, and its present generation.
+        The run, and its actors.
     plan
         The units of an evaluation.
     penalty

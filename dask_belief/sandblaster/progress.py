@@ -12,7 +12,7 @@ from dask_belief.sandblaster.full_batch import Evaluated
 
 @dataclass
 class Progress:
-    """How far a run is; it outlasts a generation of actors.
+    """How far a run is; it outlasts the actors.
 
     Attributes
     ----------

@@ -171,8 +171,22 @@ def test_a_run_that_is_forgotten_is_asked_to_end(client: Client) -> None:
     run.forget()
     run.forget()
     assert names_on(client) == []
-    left = f"dask-belief-run-{run.name}"
-    eventually(lambda: left not in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+
+    def left() -> list[str]:
+        keys: list[str] = client.run_on_scheduler(lambda dask_scheduler: list(map(str, dask_scheduler.tasks)))
+        return [key for key in keys if "-gone-" in key]
+
+    eventually(lambda: not left(), LIMIT_SECONDS)
+
+
+def test_a_run_that_another_has_forgotten_is_told_of(client: Client) -> None:
+    """Whoever waits for its result is not left waiting, and need not know Dask's words for it."""
+    run = detach_driver(client, "ours", wait_for_a_stop, None, described)
+    has_begun(client, "ours")
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        attach("ours", other).forget()
+    with pytest.raises(ClusterError, match="ours was forgotten"):
+        run.result(LIMIT_SECONDS)
 
 
 def test_a_scheduler_that_is_gone_is_told_of() -> None:

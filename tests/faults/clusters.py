@@ -83,4 +83,5 @@ def assert_clean(client: Client, limit_seconds: float = 10.0) -> None:
     """Nothing of a run stays on the cluster."""
     with contextlib.suppress(AssertionError):
         eventually(lambda: not what_stays(client), limit_seconds)
-    assert what_stays(client) == {}
+    stays = what_stays(client)
+    assert not stays, f"of the run there still is {stays}"

@@ -134,16 +134,17 @@ def test_downpour_counts_each_mini_batch_once(clusters: Clusters, tmp_path: Path
     counts = counting.counts(result.parameters)
     assert counts.max() <= EPOCHS
     if case.hits_a_shard and "shard_copies" not in case.options:
-        assert_told(result, (EPOCHS - counts).sum(axis=1) / BATCH_SIZE)
+        assert_told(result, (EPOCHS - counts).sum(axis=1) / BATCH_SIZE, is_exact=len(case.faults) == 1)
     else:
         assert counting.found(result.parameters) == [[EPOCHS]] * case.n_shards
     assert_clean(client)
 
 
-def assert_told(result: db.TrainingResult, missing) -> None:
-    """The run has told how many mini-batches each shard has lost."""
+def assert_told(result: db.TrainingResult, missing, is_exact: bool) -> None:
+    """The run has told how many mini-batches each shard has lost; a few more where saved states were lost as well."""
     *_, last = (event for event in result.history.events if isinstance(event, DownpourProgressed))
-    assert [shard.n_lost for shard in last.shards] == missing.tolist()
+    told = [shard.n_lost for shard in last.shards]
+    assert told == missing.tolist() or (not is_exact and all(missing <= told))
     if missing.any():
         assert any(isinstance(event, Rebuilt) for event in result.history.events)
 

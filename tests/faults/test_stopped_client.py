@@ -17,6 +17,7 @@ from distributed import Client
 
 import dask_belief as db
 from dask_belief.checkpoint import CheckpointStore
+from dask_belief.cluster.announcer import _DESERTED_SECONDS
 from dask_belief.data.folder import PARTIAL
 from dask_belief.seeds import stream
 from tests.faults.clusters import Clusters, assert_clean
@@ -74,6 +75,8 @@ class Trainer:
         self.process.kill()
         self.process.wait(30)
         self._reader.join(10.0)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @pytest.mark.long
@@ -89,7 +92,8 @@ def test_a_killed_client_leaves_a_checkpoint_to_go_on_from(
         trainer.await_word("saved", times=n_saves)
         trainer.process.send_signal(signal.SIGKILL)
         trainer.process.wait(30)
-    assert_clean(client, limit_seconds=20.0)
+    # The scheduler keeps the run's announcer for a while, as its client might come back.
+    assert_clean(client, limit_seconds=_DESERTED_SECONDS + 20.0)
     result = db.resume(trainer.checkpoint, client=client, progress=False)
     assert_clean(client)
     if method == "sandblaster":
@@ -120,7 +124,9 @@ def test_an_interrupted_client_ends_at_once_and_cleanly(
         assert trainer.process.wait(30) == 0
     assert_clean(client)
     result = db.load_result(trainer.result)
-    assert np.isfinite(result.parameters).all() and np.isfinite(result.loss)
+    assert np.isfinite(result.parameters).all()
+    # Downpour knows its loss after a pass over all rows, which nobody who interrupts waits for.
+    assert np.isfinite(result.loss) or method == "downpour"
     assert_whole(trainer.checkpoint)
 
 

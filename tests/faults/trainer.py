@@ -13,7 +13,7 @@ from distributed import Client
 import dask_belief as db
 from dask_belief.monitoring.events import DownpourProgressed, Event, IterationEnded, Saved
 
-METHODS = {
+METHODS: dict[str, db.Sandblaster | db.Downpour] = {
     "sandblaster": db.Sandblaster(max_iter=40, l2=1e-3, gtol=0.0, ftol=0.0, n_shards=2),
     "downpour": db.Downpour(rule=db.Adagrad(0.05), batch_size=16, epochs=40, n_shards=2),
 }

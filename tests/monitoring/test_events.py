@@ -16,7 +16,9 @@ from dask_belief.monitoring.events import (
     IterationEnded,
     Rebuilt,
     ReplicaProgress,
+    Resumed,
     RunStarted,
+    Saved,
     ShardProgress,
     Stopped,
     Validated,
@@ -121,7 +123,9 @@ EVENTS: list[Event] = [
     Validated(loss=0.6, metrics={"accuracy": 0.8}, passes=2.0, seconds=0.4),
     WorkerLost("tcp://127.0.0.1:1", seconds=0.5),
     WorkerJoined("tcp://127.0.0.1:2", seconds=0.6),
-    Rebuilt("shard 0 was lost", "back to iteration 3", seconds=0.7),
+    Rebuilt("shard 0 was lost", "back to iteration 3", seconds=0.7, iteration=3, updates_lost=2, seconds_lost=0.1),
+    Saved(4, seconds=0.72, took_seconds=0.01, n_bytes=400),
+    Resumed(4, seconds=0.75, iteration=3),
     Stopped(Stop(StopReason.MAX_ITERATIONS, {"iteration": 100}), seconds=0.8, passes=120.0),
 ]
 

@@ -10,7 +10,17 @@ import sys
 import pytest
 
 from dask_belief.errors import ArgumentError
-from dask_belief.monitoring.events import DownpourProgressed, IterationEnded, Stopped, Validated, WorkerLost
+from dask_belief.monitoring.events import (
+    DownpourProgressed,
+    IterationEnded,
+    Rebuilt,
+    Resumed,
+    RunStarted,
+    Saved,
+    Stopped,
+    Validated,
+    WorkerLost,
+)
 from dask_belief.monitoring.history import History
 from dask_belief.optim.stopping import Stop, StopReason
 from tests.monitoring.test_events import EVENTS, REPLICAS, SHARDS, counted
@@ -217,3 +227,54 @@ def test_a_missing_package_is_an_error_where_it_is_needed(package, method, monke
     assert history["loss"] == [0.5, 0.4]
     with pytest.raises(ImportError, match=f"^{method}: needs {package}"):
         getattr(history, method)()
+
+
+# Runs that go back.
+
+
+def iterated(iteration, seconds=0.0):
+    return IterationEnded(iteration, iteration + 1, 1.0 / iteration, 0.1, 1.0, seconds, float(iteration))
+
+
+@pytest.mark.parametrize("back", [Rebuilt("lost", "back", 3.5, iteration=1), Resumed(7, 3.5, iteration=1)])
+def test_iterations_that_a_run_goes_back_over_are_dropped(back):
+    """They come again; all else that happened stays."""
+    before = [RunStarted("S", 10, 2, 1), iterated(1), Saved(7), iterated(2), WorkerLost("tcp://a"), iterated(3)]
+    history = History([*before, back, iterated(2, 4.0)])
+    assert [event.iteration for event in history if isinstance(event, IterationEnded)] == [1, 2]
+    assert [event.seconds for event in history if isinstance(event, IterationEnded)] == [0.0, 4.0]
+    assert [event for event in history if not isinstance(event, IterationEnded)] == [
+        before[0],
+        before[2],
+        before[4],
+        back,
+    ]
+    config = json.loads(json.dumps(history.to_config()))
+    assert History.from_config(config).to_config() == config
+
+
+def test_a_run_goes_back_over_iterations_of_the_method_under_way_only():
+    """Those of a method before have the same numbers."""
+    first = [RunStarted("S", 10, 2, 1), iterated(1), iterated(2), iterated(3), Stopped(Stop(StopReason.MAX_ITERATIONS))]
+    history = History(
+        [*first, RunStarted("S", 10, 2, 1), iterated(1), Rebuilt("lost", "back", iteration=0), iterated(1)]
+    )
+    assert [event.iteration for event in history if isinstance(event, IterationEnded)] == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("other", [Rebuilt("lost", "updates", updates_lost=3), Resumed(3)])
+def test_what_does_not_go_back_over_iterations_drops_none(other):
+    """As a Downpour run does."""
+    history = History([RunStarted("D", 10, 2, 1), iterated(1), iterated(2), other])
+    assert len(history) == 4
+
+
+def test_tables_of_downpour_are_found_after_going_back():
+    """The last event of Downpour's stands before what is dropped, or after."""
+    progressed = DownpourProgressed(1, 1.0, 10, loss=0.5, seconds=1.0, replicas=REPLICAS, shards=SHARDS)
+    starts = [RunStarted("D", 10, 2, 1), progressed, RunStarted("S", 10, 2, 1), iterated(1), iterated(2)]
+    history = History([*starts, Resumed(3, iteration=0)])
+    assert len(history.replicas()) == len(REPLICAS)
+    history(dataclasses.replace(progressed, replicas=REPLICAS[:1]))
+    assert len(history.replicas()) == 1
+    assert [len(event.replicas) for event in history if isinstance(event, DownpourProgressed)] == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 
@@ -119,3 +120,48 @@ def test_whole_runs_cost_no_more_than_scipys(name):
     scipys = scipy.optimize.minimize(objective, start, jac=True, method="CG", options={"gtol": 1e-5, "maxiter": 10_000})
     assert np.abs(found.gradient).max() <= 1e-5
     assert found.evaluations <= scipys.nfev
+
+
+# What it knows, as JSON.
+
+KNOWN = ("squared", "of_step", "slope", "first_step")
+
+
+@pytest.mark.parametrize("number", [0.1 + 0.2, 5e-324, -0.0, 1e308, math.inf, -math.inf, math.nan])
+def test_what_is_known_comes_back_bit_for_bit(number):
+    """Through strict JSON, whatever the numbers are."""
+    config = ConjugateGradient.from_config(dict.fromkeys(KNOWN, number)).to_config()
+    again = ConjugateGradient.from_config(json.loads(json.dumps(config, allow_nan=False)))
+    for name in KNOWN:
+        found = getattr(again, f"_{name}")
+        assert np.float64(found).tobytes() == np.float64(number).tobytes(), name
+
+
+@pytest.mark.parametrize("slot", [None, 0])
+def test_a_rule_that_comes_back_goes_on_alike(slot):
+    """Before its first update, after it, and with a pair."""
+    dots = {("g", "g"): 0.7, ("g", "s0"): -0.3, ("g", "y0"): 0.6, ("s0", "s0"): 0.9, ("s0", "y0"): 0.5}
+    rule = ConjugateGradient()
+    fresh = ConjugateGradient.from_config(json.loads(json.dumps(rule.to_config())))
+    for each in (rule, fresh):
+        each.update(None, {("g", "g"): 1.1})
+        if slot is not None:
+            each.update(slot, dots, step=0.5)
+    again = ConjugateGradient.from_config(json.loads(json.dumps(rule.to_config())))
+    for _ in range(2):
+        found = [(each.direction(), each.slope(), each.first_step()) for each in (rule, fresh, again)]
+        assert found[0] == found[1] == found[2]
+        updates = [each.update(0, dots, step=0.25) for each in (rule, fresh, again)]
+        assert updates[0] == updates[1] == updates[2]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("other", ["nonsense", [], {}])
+def test_what_describes_no_rule_is_refused(name, other):
+    """A number that is none; and one that is missing."""
+    config = ConjugateGradient().to_config()
+    del config[name]
+    with pytest.raises(KeyError):
+        ConjugateGradient.from_config(config)
+    with pytest.raises((TypeError, ValueError)):
+        ConjugateGradient.from_config(config | {name: other})
