@@ -33,7 +33,8 @@ class TrainingResult:
         ``(n_parameters,)``, of the run's dtype.
     loss
         The objective at `parameters`: mean loss over all training rows, and penalty; of methods in turn, with the
-        penalty of the last one.
+        penalty of the last one. NaN for a run that was interrupted before it was known: Downpour's takes a pass over
+        all rows, for which an interrupt does not wait.
     validation
         Means over the validation set at `parameters`: ``loss``, ``accuracy``; empty without one.
     stop

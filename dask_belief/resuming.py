@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from dask_belief.checkpoint import CheckpointStore, Loaded, SavedState
 from dask_belief.data.dataset import Dataset, DatasetLike
 from dask_belief.data.units import UnitPlan
 from dask_belief.door import check_data
+from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.ledger import LedgerState
 from dask_belief.errors import ArgumentError, CheckpointError, DaskBeliefError
 from dask_belief.monitoring.history import History
@@ -24,6 +25,12 @@ from dask_belief.sandblaster.steps import POINT
 from dask_belief.stages import Begun, Method
 
 Vector = NDArray[np.floating]
+
+# What a saved state counts in, or is a state of: with other options it would be of another run.
+_LASTING = {
+    "Sandblaster": ("l2", "l1", "direction", "first_hessian", "damping"),
+    "Downpour": ("l2", "batch_size", "n_push"),
+}
 
 
 def begun_of(store: CheckpointStore, loaded: Loaded) -> Begun:
@@ -109,10 +116,26 @@ def methods_for(given: Method | Sequence[Method] | None, description: RunDescrip
             given if given is not None and number == n_run else description.method(number)
             for number in range(len(kinds))
         )
+    _check_same(methods[n_run], description.methods[n_run][1])
     for method in methods[n_run:]:
         if isinstance(method, Sandblaster):
             method.check_saves()
     return methods
+
+
+def _check_same(method: Method, options: Mapping[str, Any]) -> None:
+    """Refuse other options than the run had where its state would mean something else with them."""
+    found = method.to_config()
+    for name in _LASTING[type(method).__name__]:
+        if name not in options:
+            raise CheckpointError(f"checkpoint: it does not say what {name} was; it is damaged.")
+        if found[name] != options[name]:
+            raise ArgumentError(f"{name}: the run that is resumed has {options[name]!r}, got {found[name]!r}.")
+    if isinstance(method, Downpour):
+        for name, kind in (("rule", "rule"), ("staleness", "name")):
+            was, now = (each[name].get(kind) if each.get(name) else None for each in (options, found))
+            if was != now:
+                raise ArgumentError(f"{name}: the run that is resumed has {was}, got {now}.")
 
 
 def check_state(loaded: Loaded, method: Method, description: RunDescription) -> None:

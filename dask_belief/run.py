@@ -315,12 +315,20 @@ class Run:
             self.note_rebuild(reason, cost)
         deployment.rebuilt.clear()
 
-    def note_rebuild(self, reason: str, lost: str, iteration: int | None = None, updates_lost: int = 0) -> None:
+    def note_rebuild(
+        self,
+        reason: str,
+        lost: str,
+        iteration: int | None = None,
+        updates_lost: int = 0,
+        since_seconds: float | None = None,
+    ) -> None:
         """Tell that lost actors were made anew; what was being validated is forgotten."""
         logger.warning("%s Going on: %s.", reason, lost)
         if self._validation is not None:
             self._validation.drop()
-        self.emit(Rebuilt(reason, lost, self.seconds, iteration=iteration, updates_lost=updates_lost))
+        seconds_lost = 0.0 if since_seconds is None else self.seconds - since_seconds
+        self.emit(Rebuilt(reason, lost, self.seconds, iteration, updates_lost, seconds_lost))
 
     def note_kinds(self, kinds: tuple[str, ...]) -> None:
         """Take note of the replicas' kinds; a mixed set is warned of once."""

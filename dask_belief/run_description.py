@@ -31,6 +31,8 @@ class DataShape:
         How many, and in which chunks: work units and leases follow from both.
     input_shape, target_shape
         Of one row.
+    input_dtype, target_dtype
+        As stored, by name.
     """
 
     address: str | None
@@ -38,17 +40,27 @@ class DataShape:
     chunk_rows: int
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    input_dtype: str
+    target_dtype: str
 
     @classmethod
     def of(cls, data: Dataset) -> DataShape:
         """Describe a data set."""
         address = data.address if isinstance(data, ZarrDataset) and isinstance(data.address, str) else None
-        return cls(address, data.n_rows, data.chunk_rows, tuple(data.input_shape), tuple(data.target_shape))
+        return cls(
+            address=address,
+            n_rows=data.n_rows,
+            chunk_rows=data.chunk_rows,
+            input_shape=tuple(data.input_shape),
+            target_shape=tuple(data.target_shape),
+            input_dtype=data.input_dtype.name,
+            target_dtype=data.target_dtype.name,
+        )
 
     def check(self, data: Dataset, argument: str) -> None:
         """Refuse other rows than the run had; raises `ArgumentError`."""
         found = DataShape.of(data)
-        for name in ("n_rows", "chunk_rows", "input_shape", "target_shape"):
+        for name in ("n_rows", "chunk_rows", "input_shape", "target_shape", "input_dtype", "target_dtype"):
             ours, theirs = getattr(self, name), getattr(found, name)
             if ours != theirs:
                 raise ArgumentError(f"{argument}: the checkpoint is of rows with {name} {ours}, these have {theirs}.")
@@ -180,6 +192,8 @@ def _shape(config: Mapping[str, Any]) -> DataShape:
         chunk_rows=int(config["chunk_rows"]),
         input_shape=tuple(int(size) for size in config["input_shape"]),
         target_shape=tuple(int(size) for size in config["target_shape"]),
+        input_dtype=str(config["input_dtype"]),
+        target_dtype=str(config["target_dtype"]),
     )
 
 

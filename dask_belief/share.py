@@ -26,3 +26,7 @@ class Share:
     def took(self, began: float, ended: float) -> None:
         """Note what the last one cost."""
         self._ready_at = ended + max((ended - began) * (1 - self._share) / self._share, self._least_seconds)
+
+    def reset(self) -> None:
+        """Let the next one be due at once."""
+        self._ready_at = 0.0

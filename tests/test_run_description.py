@@ -62,6 +62,10 @@ def test_rows_are_the_same_by_their_shape(tmp_path: Path) -> None:
         other = db.ArrayDataset(np.zeros((rows, width), np.float32), np.zeros(rows, int), chunk_rows=chunk_rows)
         with pytest.raises(db.ArgumentError, match=f"^validation: .*{name}"):
             DataShape.of(ROWS).check(other, "validation")
+    for inputs, targets, name in ((np.uint8, int, "input_dtype"), (np.float32, np.uint8, "target_dtype")):
+        other = db.ArrayDataset(np.zeros((20, 3), inputs), np.zeros(20, targets), chunk_rows=5)
+        with pytest.raises(db.ArgumentError, match=f"^dataset: .*{name}"):
+            DataShape.of(ROWS).check(other, "dataset")
 
 
 @pytest.mark.parametrize("name", list(described().to_config()))

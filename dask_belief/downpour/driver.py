@@ -265,7 +265,8 @@ class DownpourDriver:
             n_rows = self._rows
             self._go_back(deployment, source)
             said = f"all shards back to {source.value}; {n_rows - self._rows} rows or a few more are gone over again"
-            run.note_rebuild(f"{names} was lost.", said)
+            since = run.vault.saved_at if source is Source.SAVED else 0.0
+            run.note_rebuild(f"{names} was lost.", said, since_seconds=since)
         else:
             more = " or a few more" if are_all else ""
             said = f"{names} back to {source.value}; {n_lost} mini-batches{more} are lost to it"

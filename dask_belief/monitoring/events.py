@@ -442,6 +442,11 @@ def _from_json(value: Any, declared: Any) -> Any:
         return tuple(_from_json(item, get_args(declared)[0]) for item in value)
     if isinstance(declared, type) and is_dataclass(declared):
         return _record_from_json(value, declared)
-    if isinstance(value, Mapping):
+    if get_origin(declared) is Mapping:
         return {name: number_from_json(item) for name, item in value.items()}
-    return number_from_json(value) if isinstance(value, str) and float in (declared, *get_args(declared)) else value
+    kinds = (declared, *get_args(declared))
+    if value is None and type(None) in kinds:
+        return None
+    if int in kinds and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"a whole number is needed, got {value!r}")
+    return number_from_json(value) if float in kinds else value

@@ -163,11 +163,14 @@ class Carried:
         Of pieces of a Downpour run, by where they begin.
     n_bytes
         Of all parts.
+    seconds
+        How long it took.
     """
 
     vectors: dict[str, list[Part]] = field(default_factory=dict)
     notes: dict[int, Note] = field(default_factory=dict)
     n_bytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class Save:
         shard, place = _ShardLine(self.source, caller), self.place.open(caller)
         vectors: dict[str, list[Part]] = {}
         notes: dict[int, Note] = {}
-        n_bytes = 0
+        n_bytes, began = 0, time.monotonic()
         for piece in self.source.pieces:
             found = [(name, shard.read(own, piece)) for own, name in self.vectors]
             if self.number is not None:
@@ -205,7 +208,7 @@ class Save:
             for name, values in found:
                 vectors.setdefault(name, []).append(place.write_part(name, piece.start, values))
                 n_bytes += values.nbytes
-        return Carried(vectors, notes, n_bytes)
+        return Carried(vectors, notes, n_bytes, time.monotonic() - began)
 
 
 def vectors_of(saved: SavedPiece) -> list[tuple[str, Vector]]:

@@ -83,9 +83,11 @@ class KeeperSet:
         """Let the keepers drop all vectors but some; also what a save that was given up has left there."""
         if not self._of_shard:
             return
-        kept = sorted(names)
+        deployment.caller.start(self._tell(deployment, sorted(names)))
+
+    async def _tell(self, deployment: Deployment, names: list[str]) -> None:
+        """Beside the work: a keeper whose worker is frozen must not hold it up."""
         try:
-            calls = [deployment.caller.call(keeper, "keep", kept) for keeper in self._of_shard.values()]
-            deployment.caller.run(all_of(calls))
+            await all_of([deployment.caller.call(keeper, "keep", names) for keeper in self._of_shard.values()])
         except (ActorLostError, CallTimeoutError) as error:
             logger.info("a keeper could not be told what to drop: %s", error)

@@ -92,8 +92,8 @@ class _UnderWay:
         The driver's vectors in the same way.
     shards
         The keys of the shards that hold the vectors.
-    began
-        When it was begun, by `time.monotonic`.
+    began, at
+        When it was begun, by `time.monotonic`, and in seconds of the run.
     """
 
     number: int
@@ -102,6 +102,7 @@ class _UnderWay:
     own: dict[str, str]
     shards: frozenset[str]
     began: float
+    at: float
 
 
 class Vault:
@@ -124,6 +125,8 @@ class Vault:
     ----------
     newest
         The newest complete state; None for none.
+    saved_at
+        The seconds of the run at which the newest state was begun to be saved; 0 for none of this run.
     n_saved
         How many this run has saved.
     is_able
@@ -145,7 +148,7 @@ class Vault:
         self._store = store
         self._every_seconds = every_seconds
         self._share = Share(SAVING_SHARE, LEAST_SECONDS)
-        self._began_at = 0.0
+        self._began_at = self.saved_at = 0.0
         self._commit = commit
         self._number = max(store.numbers(), default=0) if store is not None else 0
         # Complete parts in the place: by the vector's name there, then by the number of the shard.
@@ -225,7 +228,7 @@ class Vault:
             self._held.update(names.values())
             deployment.execute(*(Alias(HELD + name, each) for each, name in names.items()))
         keys = _keys_of(directory)
-        self._under_way = _UnderWay(self._number, dict(state), names, written, keys, time.monotonic())
+        self._under_way = _UnderWay(self._number, dict(state), names, written, keys, time.monotonic(), now)
         if self._errands is None:
             # One for all saves: the key of a task is never used again.
             self._errands = Errands(deployment.client, self._run)
@@ -285,13 +288,14 @@ class Vault:
             self.give_up()
             return None
         self._under_way = None
-        saved = self._tied(under_way, brought)
+        saved, began = self._tied(under_way, brought), time.monotonic()
         self._commit(saved)
-        self.newest = saved
+        # What the carrying took, not what this waited for besides.
+        seconds = max(each.seconds for each in brought) + time.monotonic() - began
+        self.newest, self.saved_at = saved, under_way.at
         self.n_saved += 1
         self._holders = under_way.shards
         self._drop_others(deployment)
-        seconds = time.monotonic() - under_way.began
         self._share.took(now - seconds, now)
         return SavedNow(saved, seconds, sum(each.n_bytes for each in brought))
 
@@ -359,6 +363,9 @@ class Vault:
         if lost:
             self.give_up()
             self._forget_parts(lost)
+        if lost or self._lacking:
+            # Until then the loss of one more worker costs the whole state.
+            self._share.reset()
 
     def keeper_workers(self) -> dict[int, str]:
         """The worker of each shard's keeper."""

@@ -193,7 +193,8 @@ class SandblasterDriver:
         if self._stop is None:
             again = iteration - self._progress.iteration
             said = f"back to iteration {self._progress.iteration} by {source.value}, {again} are computed again"
-            run.note_rebuild(f"{names} was lost.", said, self._progress.iteration)
+            since = run.vault.saved_at if source is Source.SAVED else 0.0 if source is Source.BEGINNING else None
+            run.note_rebuild(f"{names} was lost.", said, self._progress.iteration, since_seconds=since)
 
     def _source(self, deployment: Deployment, lost: list[int]) -> Source:
         vault = self._run.vault

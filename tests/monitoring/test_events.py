@@ -193,6 +193,24 @@ def test_words_for_numbers_stay_words_in_texts():
     assert event_from_config(event_to_config(WorkerLost("NaN"))) == WorkerLost("NaN")
 
 
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("other", ["nonsense", [], {}, True, 2.5], ids=repr)
+def test_what_is_no_whole_number_is_refused(event, other):
+    """A table of a damaged file is never compared by words, or by what is not there."""
+    names = [entry.name for entry in dataclasses.fields(event) if entry.type in ("int", "int | None")]
+    for name in names:
+        with pytest.raises(ArgumentError, match="a whole number is needed"):
+            event_from_config(event_to_config(event) | {name: other})
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("other", ["nonsense", [], {}], ids=repr)
+def test_what_is_no_number_is_refused(event, other):
+    """Seconds of a damaged file are not added to."""
+    with pytest.raises((ArgumentError, ValueError)):
+        event_from_config(event_to_config(event) | {"seconds": other})
+
+
 def test_passes_are_epochs_and_what_was_before():
     """Both methods' events tell passes over the data under one name."""
     event = DownpourProgressed(steps=1, epochs=0.5, rows=5, loss=0.1, seconds=1.0)

@@ -90,11 +90,27 @@ class Tasks:
             future.status = "cancelled"
 
 
+class Prompt:
+    """A caller that has done what is begun by the time it returns."""
+
+    def __init__(self, caller: Any) -> None:
+        self._caller = caller
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._caller, name)
+
+    def start(self, coroutine: Any) -> Any:
+        started = self._caller.start(coroutine)
+        started.exception(10.0)
+        return started
+
+
 class Place:
     """The parts of a deployment that a vault uses."""
 
     def __init__(self, actors: LocalActors, n_shards: int, updates: UpdateSpec | None = None) -> None:
-        self.actors, self.caller, self.client = actors, actors.caller, Tasks(actors)
+        self.actors, self.client = actors, Tasks(actors)
+        self.caller: Any = Prompt(actors.caller)
         self.host = self.shards = self
         self.workers = dict.fromkeys(WORKERS, 1)
         self.dropped: list[str] = []

@@ -237,7 +237,7 @@ class Shelf:
 
     Attributes
     ----------
-    newest, n_saved, is_able
+    newest, saved_at, n_saved, is_able
         As of a vault.
     states
         All that was saved, in order.
@@ -251,6 +251,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.newest: SavedState | None = None
+        self.saved_at = 0.0
         self.n_saved = 0
         self.is_able = True
         self.is_place = True
