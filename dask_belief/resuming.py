@@ -171,7 +171,7 @@ def _check_updates(saved: SavedState) -> None:
     for part in vectors[values]:
         note = notes[part.start]
         marks = [tuple(map(int, mark)) for mark in note["marks"]]
-        counts = (int(note["n_updates"]), int(note["n_rounds"]))
+        counts = tuple(int(note[name]) for name in ("n_updates", "n_rounds", "n_lost"))
         _require(all(len(mark) == 3 for mark in marks) and min(counts) >= 0, "marks or counts that are none")
         _require(isinstance(note["state"], list), "no list of a rule's vectors")
         for name in note["state"]:

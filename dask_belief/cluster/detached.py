@@ -79,7 +79,7 @@ class Desk:
             self._looked_at = now
             orders = _told(self._client, _ORDERS.format(self._name), self._key)
             self._is_stopped = any(order.get("action") == _STOP for order in orders)
-        return self._is_stopped or self._standing.is_cancelled
+        return self._is_stopped or not self._standing.is_wanted
 
 
 def _told(client: Client, topic: str, key: str) -> list[dict[str, Any]]:

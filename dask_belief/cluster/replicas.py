@@ -200,11 +200,15 @@ class Standing:
         return memory.WorkerMemory(limit, self.worker.state.nthreads).replica_bytes
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether the task was not cancelled."""
+        task = self.worker.state.tasks.get(self._key)
+        return task is not None and task.state in ("executing", "long-running")
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether the task was cancelled, or the worker is closing."""
-        task = self.worker.state.tasks.get(self._key)
-        is_wanted = task is not None and task.state in ("executing", "long-running")
-        return not is_wanted or self.worker.status.name not in ("running", "paused")
+        return not self.is_wanted or self.worker.status.name not in ("running", "paused")
 
     @property
     def should_end(self) -> bool:

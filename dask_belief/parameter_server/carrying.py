@@ -148,7 +148,8 @@ Note = dict[str, Any]
 
 def _note(saved: SavedPiece) -> Note:
     marks = [[*lease, mark] for lease, mark in sorted(saved.marks.items())]
-    return {"marks": marks, "n_updates": saved.n_updates, "n_rounds": saved.n_rounds, "state": list(saved.state)}
+    counts = {"n_updates": saved.n_updates, "n_rounds": saved.n_rounds, "n_lost": saved.n_lost}
+    return {"marks": marks, **counts, "state": list(saved.state)}
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,8 @@ class FillUpdates:
             for piece in within:
                 cut = slice(piece.start - part.start, piece.stop - part.start)
                 of_piece = {name: vector[cut] for name, vector in state.items()}
-                saved = SavedPiece(values[cut], of_piece, marks, note["n_updates"], note["n_rounds"])  # type: ignore[arg-type]
+                counts = (note["n_updates"], note["n_rounds"], note["n_lost"])
+                saved = SavedPiece(values[cut], of_piece, marks, *counts)  # type: ignore[arg-type]
                 shard.restore(piece, saved, self.is_behind)
 
     def _read(self, place: Place, name: str, like: Part) -> Vector:

@@ -79,6 +79,8 @@ class SavedPiece:
         How many updates it has had.
     n_rounds
         Rounds of synchronous training that it has seen closed.
+    n_lost
+        Mini-batches that were lost when it was put back.
     staged
         Pushes of the present round, for a piece that is handed over; what is saved for later holds none.
     caught_up
@@ -90,6 +92,7 @@ class SavedPiece:
     marks: dict[LeaseKey, int]
     n_updates: int
     n_rounds: int = 0
+    n_lost: int = 0
     staged: dict[PushKey, Vector] = field(default_factory=dict)
     caught_up: frozenset[LeaseKey] | None = None
 
@@ -427,6 +430,7 @@ class Updates:
             marks=dict(piece.marks),
             n_updates=piece.n_updates,
             n_rounds=piece.n_rounds,
+            n_lost=piece.n_lost,
             staged={key: gradient.copy() for key, gradient in piece.staged.items()} if with_staged else {},
             caught_up=None if piece.caught_up is None or not with_staged else frozenset(piece.caught_up),
         )
@@ -443,7 +447,7 @@ class Updates:
         caught_up = None if saved.caught_up is None else {LeaseKey(*lease) for lease in saved.caught_up}
         if is_behind:
             caught_up = set()
-        self._pieces[offset] = _Piece(saved.n_updates, marks, saved.n_rounds, staged, caught_up)
+        self._pieces[offset] = _Piece(saved.n_updates, marks, saved.n_rounds, staged, caught_up, saved.n_lost)
 
     def forget_marks(self, finished: Finished) -> None:
         """Drop the marks of leases that the ledger's saved state covers; what is pushed for them later is dropped."""

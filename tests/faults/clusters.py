@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from distributed import Client
@@ -52,9 +53,10 @@ class Clusters:
     def _is_whole(self, client: Client) -> bool:
         try:
             client.wait_for_workers(self._n_workers, timeout=WHOLE_SECONDS)
-        except TimeoutError:
+            # One that is dying is counted as long as its connection lasts.
+            return len(client.run(os.getpid)) == len(client.nthreads()) == self._n_workers
+        except (TimeoutError, OSError):
             return False
-        return len(client.nthreads()) == self._n_workers
 
 
 def _found_on_scheduler(dask_scheduler: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from distributed import Client
 
 import dask_belief as db
 from dask_belief.checkpoint import CheckpointStore
-from dask_belief.cluster.announcer import _DESERTED_SECONDS
+from dask_belief.cluster import announcer
 from dask_belief.data.folder import PARTIAL
 from dask_belief.seeds import stream
 from tests.faults.clusters import Clusters, assert_clean
@@ -26,6 +26,12 @@ from tests.faults.trainer import METHODS, network
 LIMIT_SECONDS = 60.0
 INTERRUPTED_SECONDS = 5.0
 """What a run may take to end after Ctrl-C, as the documentation promises."""
+
+
+@pytest.fixture(autouse=True)
+def soon_deserted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler, which is in this process, gives up a client that is gone sooner than it does elsewhere."""
+    monkeypatch.setattr(announcer, "_DESERTED_SECONDS", 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def test_a_killed_client_leaves_a_checkpoint_to_go_on_from(
         trainer.process.send_signal(signal.SIGKILL)
         trainer.process.wait(30)
     # The scheduler keeps the run's announcer for a while, as its client might come back.
-    assert_clean(client, limit_seconds=_DESERTED_SECONDS + 20.0)
+    assert_clean(client, limit_seconds=20.0)
     result = db.resume(trainer.checkpoint, client=client, progress=False)
     assert_clean(client)
     if method == "sandblaster":

@@ -600,6 +600,11 @@ def test_marks_tell_what_every_piece_has() -> None:
     for place in PIECES:
         new.push(np.ones(place.stop - place.start), 1, 2, place=place)
     assert (new.updates.n_dropped, new.updates.n_lost, new.values.tolist()) == (2, 2, [0.0] * LENGTH)
+    # Where it goes on from there, what was lost is still known.
+    successor = Held(SGD(1.0))
+    for place in PIECES:
+        successor.updates.restore(place.start, new.updates.save(place))
+    assert successor.updates.n_lost == 2
 
 
 # The record.
