@@ -172,9 +172,9 @@ def assert_runs_on(result: db.TrainingResult) -> None:
         ({}, {}, False),
         ({"history_size": 2, "damping": True}, {"dtype": "float64"}, False),
         ({"l1": 1e-4}, {}, False),
-        ({"direction": "conjugate_gradient"}, {}, False),
-        ({"direction": "gradient_descent"}, {"dtype": "float64"}, False),
-        ({"direction": HeavyBall}, {}, True),
+        pytest.param({"direction": "conjugate_gradient"}, {}, False, marks=pytest.mark.long),
+        pytest.param({"direction": "gradient_descent"}, {"dtype": "float64"}, False, marks=pytest.mark.long),
+        pytest.param({"direction": HeavyBall}, {}, True, marks=pytest.mark.long),
     ],
     ids=["lbfgs", "damped-float64", "owl-qn", "conjugate", "descent-float64", "own-rule"],
 )
@@ -230,6 +230,7 @@ def test_a_run_is_resumed_twice_and_from_an_older_state(
     assert sum(isinstance(event, Resumed) for event in resumed.history) == 2
 
 
+@pytest.mark.long
 def test_a_run_goes_on_from_every_state(two_workers: Client, network: db.Network, rows: Path, tmp_path: Path) -> None:
     """Whichever is chosen, the oldest last: what came after it is written anew."""
     path, method = tmp_path / "run", sandblaster(n_shards=1, max_iter=60)
