@@ -20,8 +20,10 @@ import functools
 import json
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -443,7 +445,8 @@ class Faults:
         """Wait until what this process has to do is done; raises what went wrong."""
         for helper in self._helpers:
             helper.join(limit_seconds)
-            assert not helper.is_alive(), "a fault's second half did not end"
+            stack = "".join(traceback.format_stack(sys._current_frames().get(helper.ident or 0)))
+            assert not helper.is_alive(), f"a fault's second half did not end; it is at\n{stack}"
         if self.error is not None:
             raise self.error
 

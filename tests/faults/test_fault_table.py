@@ -91,7 +91,7 @@ def assert_happened(faults: Faults, case: Case, clusters: Clusters) -> None:
 def test_sandblaster_keeps_its_bits(clusters: Clusters, unbroken, store: Path, tmp_path: Path, case: Case) -> None:
     """Loss and step of every iteration, and the parameters, are those of the unbroken run."""
     expected = unbroken(case)
-    client, planned = clusters.client(), case.faults
+    client, planned = clusters.client(is_fresh="retire" in case.kinds), case.faults
     if case.is_at_a_later_trial:
         planned = (replace(planned[0], evaluation=later_trial(expected)), *planned[1:])
     with planted(client, planned, tmp_path / "faults") as faults:
@@ -115,7 +115,7 @@ def test_sandblaster_keeps_its_bits(clusters: Clusters, unbroken, store: Path, t
 @pytest.mark.parametrize("case", table("downpour"))
 def test_downpour_counts_each_mini_batch_once(clusters: Clusters, tmp_path: Path, case: Case) -> None:
     """What a shard without a copy lost is told, and is all that is missing."""
-    client = clusters.client()
+    client = clusters.client(is_fresh="retire" in case.kinds)
     counting = RowCounts(N_ROWS, case.n_shards)
     method = db.Downpour(**{**PLAIN, **case.options}, n_shards=case.n_shards)
     with planted(client, case.faults, tmp_path / "faults") as faults:
