@@ -106,6 +106,8 @@ class Chaos:
         self._every_seconds = every_seconds
         # What Sandblaster gives when nothing happens, by its options.
         self._unbroken: dict[str, dict[str, Any]] = {}
+        # What clients that were killed have left, for a while.
+        self._deserted: set[str] = set()
 
     def go_on_for(self, seconds: float, first: int) -> list[Outcome]:
         """Run until the time is up; runs to which nothing happens, for comparison, do not count."""
@@ -189,13 +191,19 @@ class Chaos:
     def _left(self, was_killed: bool) -> list[str]:
         """Say what the run has left on the cluster."""
         found = self._cluster.what_stays(SOON_SECONDS if was_killed else CLEAN_SECONDS)
-        return [f"left: {what}" for what in found if not (was_killed and what.startswith("plugin"))]
+        if was_killed:
+            # They go by themselves in time, which may be during the runs that come next.
+            self._deserted.update(what for what in found if what.startswith("plugin"))
+        return [f"left: {what}" for what in found if what not in self._deserted]
 
     def _judge(self, outcome: Outcome, order: Order, told: dict[str, Any]) -> None:
         """Say whether a result is right."""
         outcome.rebuilt = told["rebuilt"]
+        if not told["is_finite"]:
+            outcome.failures.append("parameters are not finite")
         if told["reason"] == "INTERRUPTED":
             outcome.verdict = "interrupted"
+            outcome.failures += self._unlike_a_beginning(order, told)
         elif order.method == "Sandblaster":
             unbroken = self._unbroken[self._key(order)]
             if told["digest"] == unbroken["digest"] and told["losses"] == unbroken["losses"]:
@@ -212,6 +220,16 @@ class Chaos:
                 outcome.failures.append(f"{told['missing']} mini-batches missing, {told['n_told_lost']} told")
             else:
                 outcome.verdict = "some lost, and told" if outcome.missing else "each mini-batch once"
+
+    def _unlike_a_beginning(self, order: Order, told: dict[str, Any]) -> list[str]:
+        """Say what an interrupted run has that an unbroken one does not have by then."""
+        if order.method == "Sandblaster":
+            losses = self._unbroken[self._key(order)]["losses"][: len(told["losses"])]
+            is_beginning = told["losses"] == losses
+            return [] if is_beginning or not told["is_repeatable"] else ["other losses until the interrupt"]
+        if told["most"] > N_EPOCHS:
+            return [f"rows count twice until the interrupt: {told['most']:g} times in {N_EPOCHS} epochs"]
+        return []
 
 
 def half_written(order: Order) -> list[str]:

@@ -28,6 +28,9 @@ CLIENT_SHARE = 0.08
 
 _MOST_CLIENT_FAULTS = 2
 _INTERRUPTED_SECONDS = 60.0
+
+PROMISED_SECONDS = 5.0
+"""What a run may take to end after an interrupt."""
 _STACKS_SECONDS = 3.0
 _LOOK_SECONDS = 0.05
 
@@ -152,7 +155,9 @@ class Life:
             self._is_hung = True
             return
         if not is_kill:
-            self._outcome.interrupted_seconds.append(time.monotonic() - began)
+            self._outcome.interrupted_seconds.append(seconds := time.monotonic() - began)
+            if seconds > PROMISED_SECONDS:
+                self._outcome.failures.append(f"an interrupt took {seconds:.1f} seconds")
         result = Path(self._order.result)
         if result.exists() and json.loads(result.read_text())["reason"] != "INTERRUPTED":
             return

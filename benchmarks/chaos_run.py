@@ -117,6 +117,8 @@ class Told:
     most, missing, n_told_lost
         Of a Downpour run: the most often that a row was applied, and by shard the mini-batches that were not, and those
         that the run says were lost.
+    is_finite
+        Whether all parameters are numbers.
     rebuilt
         What was made anew, and what that cost.
     """
@@ -125,6 +127,7 @@ class Told:
     seconds: float
     loss: float
     is_repeatable: bool
+    is_finite: bool
     digest: str = ""
     losses: list[float] = field(default_factory=list)
     most: float = 0.0
@@ -142,13 +145,16 @@ def write_data(rows: Rows, folder: Path) -> None:
 
 
 def main() -> None:
+    # Whatever this is started from may ignore interrupts, as a shell does for what it runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("dask_belief").setLevel(logging.INFO)
     order = Order(**json.loads(Path(sys.argv[1]).read_text()))
     with Client(order.scheduler, set_as_default=False) as client:
-        say("begins")
         try:
+            # Whoever hears it may interrupt at once.
+            say("begins")
             told = run(order, client)
         except KeyboardInterrupt:
             # It had not begun yet.
@@ -178,7 +184,8 @@ def run(order: Order, client: Client) -> Told:
         result = db.resume(saving, objective=objective, **common)
     else:
         result = db.train(objective, store, method, checkpoint=saving, **common)
-    told = Told(result.stop.reason.name, result.seconds, result.loss, result.repeatable)
+    is_finite = bool(np.isfinite(result.parameters).all())
+    told = Told(result.stop.reason.name, result.seconds, result.loss, result.repeatable, is_finite)
     events = result.history.events
     told.rebuilt = [
         {"reason": event.reason, "lost": event.lost, "updates_lost": event.updates_lost}

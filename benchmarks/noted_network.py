@@ -35,11 +35,21 @@ class NotedNetwork(db.Network):
     """Where the files are, one for each process."""
 
     def loss_and_gradient(
-        self, parameters: Any, inputs: Any, targets: Any, *, out: Any = None, only_touched: bool = False
-    ) -> tuple[float, Any]:
+        self,
+        parameters: Any,
+        inputs: Any,
+        targets: Any,
+        *,
+        out: Any = None,
+        only_touched: bool = False,
+        is_awaited: bool = True,
+        key: int | None = None,
+    ) -> tuple[Any, Any]:
         """Note the time, and give loss and gradient."""
         os.write(_file(self.folder), struct.pack("d", time.monotonic()))
-        return super().loss_and_gradient(parameters, inputs, targets, out=out, only_touched=only_touched)
+        return super().loss_and_gradient(
+            parameters, inputs, targets, out=out, only_touched=only_touched, is_awaited=is_awaited, key=key
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (super().__reduce__(), self.folder)

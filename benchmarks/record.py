@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
@@ -72,24 +71,33 @@ def _git(*arguments: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Describe the machine and the libraries that decide speed and last bits."""
-    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": [
-            {
-                "name": library["prefix"],
-                "version": library["version"],
-                "architecture": library.get("architecture"),
-                "threads": library["num_threads"],
-            }
-            for library in libraries
-        ],
+        "blas": _blas(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
     }
+
+
+def _blas() -> list[dict[str, Any]]:
+    """Describe each BLAS of this process; none where nobody can tell, as on a machine with NumPy and CuPy alone."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    return [
+        {
+            "name": library["prefix"],
+            "version": library["version"],
+            "architecture": library.get("architecture"),
+            "threads": library["num_threads"],
+        }
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    ]
 
 
 def processor() -> str:

@@ -116,7 +116,10 @@ def cases(method: str) -> list[Case]:
         Case("a keeper's worker killed", method, kill, "keeper", {"n_shards": 1}),
         Case("a replica's worker frozen", method, stop, "replica"),
         Case("a shard's worker frozen", method, stop, "shard"),
+        Case("the hub's worker frozen", method, stop, "hub"),
         Case("a shard's worker retired", method, retire, "shard"),
+        Case("the hub's worker retired", method, retire, "hub"),
+        Case("a keeper's worker retired", method, retire, "keeper", {"n_shards": 1}),
     ]
     if method == "Downpour":
         found.insert(2, Case("a shard's worker killed, shard_copies=1", method, kill, "shard", {"shard_copies": 1}))

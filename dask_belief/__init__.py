@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dask_belief import testing as testing
     from dask_belief.backend import get_backend as get_backend
     from dask_belief.checkpoint import Checkpoint as Checkpoint
     from dask_belief.cluster.detached import DetachedRun as DetachedRun
     from dask_belief.cluster.detached import attach as attach
     from dask_belief.cluster.limits import Limits as Limits
+    from dask_belief.cluster.local_gpu import LocalGPUCluster as LocalGPUCluster
     from dask_belief.cluster.retiring import retire_workers as retire_workers
     from dask_belief.data.dataset import ArrayDataset as ArrayDataset
     from dask_belief.data.dataset import Dataset as Dataset
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from dask_belief.errors import DataError as DataError
     from dask_belief.errors import DoesNotFitError as DoesNotFitError
     from dask_belief.errors import EmptyDataError as EmptyDataError
+    from dask_belief.errors import LayerContractError as LayerContractError
     from dask_belief.errors import MissingStoreError as MissingStoreError
     from dask_belief.errors import NoGPU as NoGPU
     from dask_belief.errors import NonFiniteDataError as NonFiniteDataError
@@ -39,8 +42,26 @@ if TYPE_CHECKING:
     from dask_belief.errors import NoWorkersError as NoWorkersError
     from dask_belief.errors import ReplicaError as ReplicaError
     from dask_belief.errors import StaleError as StaleError
+    from dask_belief.errors import UnknownLayerError as UnknownLayerError
+    from dask_belief.model_parallel.cost import Speeds as Speeds
+    from dask_belief.model_parallel.plan import partition as partition
+    from dask_belief.models.box import Box as Box
+    from dask_belief.models.layers.add import Add as Add
+    from dask_belief.models.layers.base import Layer as Layer
+    from dask_belief.models.layers.base import Part as Part
+    from dask_belief.models.layers.base import Workspace as Workspace
+    from dask_belief.models.layers.convolution import Conv2D as Conv2D
     from dask_belief.models.layers.dense import Dense as Dense
+    from dask_belief.models.layers.dropout import Dropout as Dropout
     from dask_belief.models.layers.embedding import Embedding as Embedding
+    from dask_belief.models.layers.flatten import Flatten as Flatten
+    from dask_belief.models.layers.layer_norm import LayerNorm as LayerNorm
+    from dask_belief.models.layers.local_contrast_norm import LocalContrastNorm2D as LocalContrastNorm2D
+    from dask_belief.models.layers.locally_connected import LocallyConnected2D as LocallyConnected2D
+    from dask_belief.models.layers.pooling import AveragePool2D as AveragePool2D
+    from dask_belief.models.layers.pooling import L2Pool2D as L2Pool2D
+    from dask_belief.models.layers.pooling import MaxPool2D as MaxPool2D
+    from dask_belief.models.layers.registry import register_layer as register_layer
     from dask_belief.models.network import Network as Network
     from dask_belief.objective import Objective as Objective
     from dask_belief.optim.rules import SGD as SGD
@@ -70,6 +91,7 @@ _HOMES = {
     "backend": ("get_backend",),
     "cluster.detached": ("DetachedRun", "attach"),
     "cluster.limits": ("Limits",),
+    "cluster.local_gpu": ("LocalGPUCluster",),
     "cluster.retiring": ("retire_workers",),
     "checkpoint": ("Checkpoint",),
     "data.dataset": ("ArrayDataset", "Dataset"),
@@ -87,6 +109,7 @@ _HOMES = {
         "DataError",
         "DoesNotFitError",
         "EmptyDataError",
+        "LayerContractError",
         "MissingStoreError",
         "NoGPU",
         "NoProgressError",
@@ -95,9 +118,23 @@ _HOMES = {
         "NonFiniteError",
         "ReplicaError",
         "StaleError",
+        "UnknownLayerError",
     ),
+    "model_parallel.cost": ("Speeds",),
+    "model_parallel.plan": ("partition",),
+    "models.box": ("Box",),
+    "models.layers.add": ("Add",),
+    "models.layers.base": ("Layer", "Part", "Workspace"),
+    "models.layers.convolution": ("Conv2D",),
     "models.layers.dense": ("Dense",),
+    "models.layers.dropout": ("Dropout",),
     "models.layers.embedding": ("Embedding",),
+    "models.layers.flatten": ("Flatten",),
+    "models.layers.layer_norm": ("LayerNorm",),
+    "models.layers.local_contrast_norm": ("LocalContrastNorm2D",),
+    "models.layers.locally_connected": ("LocallyConnected2D",),
+    "models.layers.pooling": ("AveragePool2D", "L2Pool2D", "MaxPool2D"),
+    "models.layers.registry": ("register_layer",),
     "models.network": ("Network",),
     "objective": ("Objective",),
     "optim.rules": ("SGD", "Adagrad", "Adam", "Momentum", "Nesterov", "RMSProp"),
@@ -109,11 +146,14 @@ _HOMES = {
     "training": ("resume", "train"),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}
+_MODULES = ("testing",)
 
-__all__ = sorted(_HOME)
+__all__ = sorted((*_HOME, *_MODULES))
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found = getattr(importlib.import_module(_HOME[name]), name)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dask_belief.backend import get_backend
 from dask_belief.checkpoint import Checkpoint
 from dask_belief.checks import check_count
 from dask_belief.cluster.limits import Limits
@@ -19,15 +18,43 @@ from dask_belief.data.dataset import Dataset, DatasetLike, as_dataset
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.record import check_path
 from dask_belief.errors import ArgumentError, DataError
-from dask_belief.objective import Objective, penalised_of
+from dask_belief.model_parallel.partitioned import PartitionedNetwork, run_order
+from dask_belief.model_parallel.plan import Plan
+from dask_belief.model_parallel.team import ranges_of
+from dask_belief.objective import Objective, check_objective, draws_of, penalised_of
 from dask_belief.optim.rules import ADAGRAD_SUMS
-from dask_belief.parameter_server.ranges import shard_ranges
+from dask_belief.parameter_server.consistency import Synchronous
 from dask_belief.result import TrainingResult, load_result
 from dask_belief.run import Vector
 from dask_belief.sandblaster.config import Sandblaster
 from dask_belief.stages import Method, check_handover
 
 Beginning = NDArray[np.floating] | TrainingResult | None
+
+
+def as_objective(objective: object) -> Objective:
+    """Give what is trained: a plan of a network in pieces is one; raises `ArgumentError` for what cannot be."""
+    given = PartitionedNetwork(objective) if isinstance(objective, Plan) else objective
+    check_objective(given)
+    return given  # type: ignore[return-value]
+
+
+def check_in_pieces(objective: Objective, methods: Sequence[Method], record: object) -> None:
+    """Refuse what a network in pieces cannot be trained with; raises `ArgumentError`."""
+    if not isinstance(objective, PartitionedNetwork):
+        return
+    if record is not None:
+        raise ArgumentError("record: a run of a network in pieces is not recorded; leave it out, or train it whole.")
+    for method in methods:
+        if isinstance(method, Downpour) and isinstance(method.staleness, Synchronous):
+            raise ArgumentError(
+                "staleness: rounds of Synchronous are closed over all shards at once, and a piece knows its own only. "
+                "Train in pieces with another staleness, or whole."
+            )
+        if isinstance(method, Downpour) and method.clip_norm is not None:
+            raise ArgumentError(
+                "clip_norm: a piece knows the norm of its own gradient only. Train in pieces without, or whole."
+            )
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
@@ -39,6 +66,16 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     if found not in (np.float32, np.float64):
         raise ArgumentError(f"dtype: expected float32 or float64, got {found}.")
     return found
+
+
+def check_wire(methods: Sequence[Method], dtype: str) -> None:
+    """Refuse a wire format that was made for another dtype; raises `ArgumentError`."""
+    for method in methods:
+        if isinstance(method, Downpour) and method.wire_dtype is not None and dtype != "float32":
+            raise ArgumentError(
+                f"wire_dtype: {method.wire_dtype!r} is the upper half of a float32, and dtype is {dtype}: its digits "
+                "would be thrown away. Leave wire_dtype= out, or train in float32."
+            )
 
 
 def check_record(record: str | Path | None, methods: Sequence[Method]) -> None:
@@ -77,12 +114,23 @@ def check_checkpoint(
     return checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
 
 
-def check_backend(backend: object) -> None:
-    """Refuse what is no backend, or one that cannot be used here; raises `ArgumentError` or `NoGPU`."""
+def check_backend(backend: object, objective: Objective) -> str:
+    """Give the backend with which an objective is computed; raises `ArgumentError` for one that cannot be.
+
+    An objective that offers no ``on(backend)`` is computed with NumPy: it may know nothing of other arrays. Whether a
+    backend can be used is found out on the workers: the client may be on a machine without a GPU, and has no use for
+    one.
+    """
     if backend not in ("auto", "numpy", "cupy"):
         raise ArgumentError(f"backend: expected 'auto', 'numpy' or 'cupy', got {backend!r}.")
-    if backend != "auto":
-        get_backend(str(backend))
+    if hasattr(objective, "on"):
+        return str(backend)
+    if backend == "cupy":
+        raise ArgumentError(
+            f"backend: 'cupy' was asked for, and {type(objective).__name__} offers no on(backend), which would give an "
+            "objective that computes there. Ask for 'auto', or write that method."
+        )
+    return "numpy"
 
 
 def check_listening(progress: object, callbacks: object) -> None:
@@ -104,8 +152,14 @@ def check_methods(method: object, objective: Objective, has_validation: bool) ->
         if not isinstance(each, Method):
             where = f" at place {number} of the list" if isinstance(method, list | tuple) else ""
             raise ArgumentError(f"method: expected a Sandblaster or a Downpour, got {type(each).__name__}{where}.")
+        if isinstance(each, Sandblaster) and draws_of(objective):
+            raise ArgumentError(
+                "method: Sandblaster goes by one function of the parameters, and the objective draws random numbers, "
+                "as a network with a Dropout does: its line searches would compare different functions. Use Downpour, "
+                "or leave the Dropout out."
+            )
         if each.n_shards is not None:
-            shard_ranges(objective.n_parameters, each.n_shards)
+            ranges_of(objective, each.n_shards)
         if isinstance(each, Downpour) and not has_validation:
             for name in ("patience", "validate_every_steps", "validate_every_seconds"):
                 if getattr(each, name) is not None:
@@ -125,7 +179,7 @@ def adagrad_sums_of(method: Method, initial: Beginning, objective: Objective, dt
             "first_hessian: 'adagrad' needs a Downpour by the rule Adagrad, before this method in a list or as the "
             f"result that is given as initial=; got {found}."
         )
-    sums = np.array(state[ADAGRAD_SUMS], dtype)
+    sums = run_order(objective, np.array(state[ADAGRAD_SUMS], dtype))
     if sums.shape != (objective.n_parameters,) or not (np.isfinite(sums).all() and (sums >= 0).all()):
         raise ArgumentError(
             f"initial: its sums of squared gradients are not {objective.n_parameters} finite numbers of zero or more."
@@ -166,6 +220,8 @@ def initial_vector(objective: Objective, initial: Beginning, seed: int, dtype: n
     name = "objective.initial_parameters" if given is None else "initial"
     try:
         vector = np.array(objective.initial_parameters(seed) if given is None else given, dtype)
+        if given is not None:
+            vector = run_order(objective, vector)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"{name}: expected a vector of numbers, got {given!r} ({error}).") from error
     if vector.shape != (objective.n_parameters,):

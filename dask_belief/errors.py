@@ -4,6 +4,7 @@
 
     DaskBeliefError
     ├── ArgumentError (ValueError)        an argument is refused at the door; its name comes first
+    │   └── UnknownLayerError             a configuration names a kind of layer that nobody has registered
     ├── DataError (ValueError)            what a store or an array holds cannot be trained on
     │   ├── MissingStoreError             there is no such store, or it lacks an array
     │   ├── EmptyDataError                there are no rows
@@ -11,12 +12,13 @@
     │   └── CheckpointError               a checkpoint is damaged, incomplete, foreign or of a newer version
     ├── NoGPU (RuntimeError)              CuPy was asked for by name and cannot be used
     ├── NonFiniteError (ArithmeticError)  a loss or a gradient is NaN or infinite; says in which rows
+    ├── LayerContractError (AssertionError)  a layer does not keep what is asked of layers; says what it did
     ├── ReplicaError                      the objective raised inside a replica
     ├── ClusterError
     │   ├── NoWorkersError                the cluster has no worker (left) to train on
     │   ├── CallTimeoutError (TimeoutError)  a call to an actor took longer than its limit
     │   ├── ActorLostError                the worker of a shard, a coordinator or a ledger is gone
-    │   ├── DoesNotFitError               what a run needs is more than a worker's memory
+    │   ├── DoesNotFitError               what a run needs is more than a worker's memory, or its GPU's
     │   └── StaleError                    a message of another run, evaluation or lease was refused
     │       └── OldDirectoryError         a message was sent by an old list of shards; a newer one is there, or will be
     └── NoProgressError                   nothing was finished for longer than the stated limit
@@ -49,6 +51,10 @@ class ArgumentError(DaskBeliefError, ValueError):
     """An argument is refused before any work starts; the message begins with its name."""
 
 
+class UnknownLayerError(ArgumentError):
+    """A configuration names a kind of layer that nobody has registered; see `dask_belief.register_layer`."""
+
+
 class DataError(DaskBeliefError, ValueError):
     """What a store or an array holds cannot be trained on."""
 
@@ -77,6 +83,10 @@ class NonFiniteError(DaskBeliefError, ArithmeticError):
     """A loss or a gradient is NaN or infinite; the message names the unit and its rows."""
 
 
+class LayerContractError(DaskBeliefError, AssertionError):
+    """A layer does not keep the contract of layers: the message tells what is asked, what was found, where to look."""
+
+
 class ReplicaError(DaskBeliefError):
     """The objective raised inside a replica; the message carries where, and the original error."""
 
@@ -98,7 +108,7 @@ class ActorLostError(ClusterError):
 
 
 class DoesNotFitError(ClusterError):
-    """What a run needs is more than the memory of a worker; the message holds the numbers."""
+    """What a run needs is more than the memory of a worker, or of its GPU; the message holds the numbers."""
 
 
 class StaleError(ClusterError):

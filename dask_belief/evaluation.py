@@ -18,9 +18,10 @@ from distributed import Client, Future, get_worker
 
 from dask_belief.backend import get_backend
 from dask_belief.cluster.actors import Caller
+from dask_belief.cluster.asking import send
+from dask_belief.cluster.full_device import lacking_bytes, refused_when_full
 from dask_belief.cluster.futures import is_loss, let_go, wait_for
 from dask_belief.cluster.limits import Limits, limited_by, limits
-from dask_belief.cluster.replicas import NO_WORKER_SECONDS
 from dask_belief.data.dataset import Dataset
 from dask_belief.errors import CallTimeoutError, ClusterError, NoWorkersError, ReplicaError
 from dask_belief.monitoring.metrics import MetricSums
@@ -36,6 +37,8 @@ SNAPSHOT = "snapshot"
 _MAX_PARTS = 8
 _BLOCK_BYTES = 16 * 2**20
 _ATTEMPTS = 3
+
+_DEVICE_ADVICE = "leave room beside the training: ask Sandblaster for a smaller cache_bytes="
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,31 @@ def evaluate_part(spec: PartSpec, dataset: Dataset) -> dict[str, float]:
     backend.single_thread()
     on = getattr(spec.objective, "on", None)
     objective = spec.objective if on is None else on(backend)
-    caller = Caller.of_worker(get_worker())
+    caller = Caller.of_worker(worker := get_worker())
     dtype = np.dtype(spec.directory.dtype)
     vector = np.empty(spec.directory.n_parameters, dtype)
     with limited_by(spec.limits):
         caller.run(ParameterServer(spec.directory, caller).read(SNAPSHOT, vector))
-    parameters = backend.asarray(vector)
     total = MetricSums()
-    step = max(1, min(4096, _BLOCK_BYTES // max(1, dataset.row_bytes(dtype))))
-    with backend.computing():
-        for start in range(spec.start, spec.stop, step):
+    holdings = {"the parameters of the evaluation": vector.nbytes}
+    where = f"an evaluation on {worker.address}"
+    with refused_when_full(backend, where, lambda: holdings, _DEVICE_ADVICE), backend.computing():
+        parameters = backend.asarray(vector)
+        start, step = spec.start, max(1, min(4096, _BLOCK_BYTES // max(1, dataset.row_bytes(dtype))))
+        while start < spec.stop:
             inputs, targets = dataset.read(start, min(start + step, spec.stop), dtype=dtype)
             try:
                 total.add(evaluation_sums(objective, parameters, backend.asarray(inputs), backend.asarray(targets)))
             except Exception as error:
+                if step > 1 and lacking_bytes(backend, error) is not None:
+                    # Beside the training, a device may have room for fewer rows only.
+                    step //= 2
+                    continue
                 raise ReplicaError(
                     f"evaluating the objective raised {type(error).__name__}: {error}, in rows {start} to "
                     f"{start + len(inputs) - 1}. Call its evaluate(), or loss_and_gradient(), on these rows to see it."
                 ) from error
+            start += len(inputs)
     return {"rows": total.rows, **total.sums}
 
 
@@ -160,6 +170,7 @@ class Evaluation:
     def _submit(self, start: int, stop: int) -> tuple[str, Future[dict[str, float]]]:
         """Begin a part on the worker whose turn it is."""
         assert self._directory is not None
+        why = ""
         while self._workers:
             worker = self._workers[0]
             try:
@@ -167,6 +178,7 @@ class Evaluation:
             except (KeyError, OSError) as error:
                 logger.warning("%s: worker %s takes no data: %r", self._prefix, worker, error)
                 self._workers.remove(worker)
+                why = f" The last: {error}"
                 continue
             self._workers.append(self._workers.pop(0))
             spec = PartSpec(self._objective, self._directory, self._backend, start, stop, limits())
@@ -181,13 +193,11 @@ class Evaluation:
             )
             return worker, future
         self.drop()
-        raise NoWorkersError(f"{self._prefix}: no worker is left to evaluate on. Start workers.")
+        raise NoWorkersError(f"{self._prefix}: no worker is left to evaluate on. Start workers.{why}")
 
     def _sent_to(self, worker: str) -> Future[Dataset]:
         if worker not in self._sent or self._sent[worker].status != "finished":
-            [self._sent[worker]] = self._client.scatter(
-                [self._dataset], workers=[worker], hash=False, timeout=NO_WORKER_SECONDS
-            )
+            self._sent[worker] = send(self._client, self._dataset, worker)
         return self._sent[worker]
 
     def lose(self, worker: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dask_belief.data.dataset import ArrayDataset, Dataset
+from dask_belief.model_parallel.partitioned import PartitionedNetwork
 from dask_belief.models.network import Network
 from dask_belief.objective import Objective
 
@@ -18,12 +19,12 @@ _EVALUATION_ROWS = 4096
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs, from sizes alone; all vectors are of all parameters.
+    """What a method needs, from sizes alone; vectors are of all parameters, or of those of a piece.
 
     Attributes
     ----------
     vector_bytes, item_bytes
-        Of a vector of all parameters, and of one parameter.
+        Of a vector as a task of a replica has it, and of one parameter.
     replica_vectors
         Vectors of each replica's own.
     passing_replica_vectors
@@ -76,23 +77,34 @@ class Needs:
 def workspace_bytes(objective: Objective, n_rows: int, row_bytes: int, item_bytes: int) -> int:
     """Reckon what the rows that are computed at once are computed in.
 
-    Of a `Network` the outputs of each layer and the derivatives by them; of another objective, which is not known, four
-    times the rows.
+    Of a `Network` what its layers say, mostly their outputs and the derivatives by them; of another objective, which is
+    not known, four times the rows.
     """
+    if isinstance(objective, PartitionedNetwork):
+        plan = objective.plan
+        most = max(plan.nodes(piece) for piece in range(plan.n_pieces))
+        return n_rows * (2 * most * item_bytes + 8 * math.prod(plan.network.input_shape))
     if not isinstance(objective, Network):
         return 4 * n_rows * row_bytes
     shape, n_numbers = tuple(objective.input_shape), 0
     for layer in objective.layers:
+        n_numbers += layer.workspace_numbers(shape)
         shape = layer.output_shape(shape)
-        n_numbers += math.prod(shape)
     # The loss may need the outputs of the last layer once more. Inputs are rows, or ids of 8 bytes.
-    numbers_bytes = (2 * n_numbers + objective.n_outputs + 1) * item_bytes
+    numbers_bytes = (n_numbers + objective.n_outputs + 1) * item_bytes
     return n_rows * (numbers_bytes + 8 * math.prod(objective.input_shape))
 
 
+def task_parameters(objective: Objective) -> int:
+    """Count the parameters that one task of a replica holds, at most: all, or those of a piece."""
+    if isinstance(objective, PartitionedNetwork):
+        return max(len(span) for span in objective.spans)
+    return objective.n_parameters
+
+
 def extra_gradients(objective: Objective) -> int:
-    """Gradients that an objective makes beside the one that it is asked to fill: a `Network` makes none."""
-    return 0 if isinstance(objective, Network) else 1
+    """Gradients that an objective makes beside the one that it is asked to fill: a network makes none."""
+    return 0 if isinstance(objective, Network | PartitionedNetwork) else 1
 
 
 def sent_bytes(dataset: Dataset | None) -> int:
@@ -105,4 +117,8 @@ def evaluation_bytes(objective: Objective, dataset: Dataset, dtype: str) -> int:
     item_bytes, row_bytes = np.dtype(dtype).itemsize, dataset.row_bytes(dtype)
     n_rows = max(1, min(_EVALUATION_ROWS, _EVALUATION_BLOCK_BYTES // row_bytes, dataset.n_rows))
     vectors = (1 + extra_gradients(objective)) * objective.n_parameters * item_bytes
-    return vectors + 2 * n_rows * row_bytes + workspace_bytes(objective, n_rows, row_bytes, item_bytes)
+    whole: Objective = objective
+    if isinstance(objective, PartitionedNetwork):
+        # It is evaluated in one piece, from parameters in the network's own order.
+        whole, vectors = objective.network, 2 * vectors
+    return vectors + 2 * n_rows * row_bytes + workspace_bytes(whole, n_rows, row_bytes, item_bytes)

@@ -19,12 +19,13 @@ about twice what is measured. The least is what is there all the time; a run is 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dask_belief.cluster.memory import Thresholds, WorkerMemory, kept_freed_bytes, read_ahead_bytes
-from dask_belief.cluster.placement import place_one, replicas_to_start
+from dask_belief.cluster.placement import place_one, replicas_to_start, teams_to_start
 from dask_belief.errors import DoesNotFitError
 from dask_belief.memory_needs import Needs
 from dask_belief.parameter_server.ranges import PIECE_BYTES
@@ -231,6 +232,7 @@ def placed_elsewhere(workers: Iterable[str], owners: Iterable[str]) -> list[str]
 def workers_of_run(
     memory: Mapping[str, WorkerMemory],
     n_replicas: int | None,
+    n_pieces: int,
     shards: Iterable[tuple[str, int]],
     hub: str,
     kept: Iterable[tuple[str, int]] = (),
@@ -243,6 +245,8 @@ def workers_of_run(
         Of each worker of the run.
     n_replicas
         Of the run; None for one on every thread.
+    n_pieces
+        Tasks of each replica.
     shards
         Worker and number of parameters of each shard, and of each copy of one.
     hub
@@ -250,7 +254,11 @@ def workers_of_run(
     kept
         Worker and number of parameters of each shard whose saved vectors are kept on another worker.
     """
-    starting = Counter(replicas_to_start({each: memory[each].n_threads for each in memory}, {}, n_replicas))
+    n_threads = {each: memory[each].n_threads for each in memory}
+    if n_pieces == 1:
+        starting = Counter(replicas_to_start(n_threads, {}, n_replicas))
+    else:
+        starting = Counter(itertools.chain(*teams_to_start(n_threads, {}, 0, n_replicas, n_pieces)))
     shards, kept = tuple(shards), tuple(kept)
     return tuple(
         WorkerFacts(

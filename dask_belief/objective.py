@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_belief.backend import Scalar
 from dask_belief.errors import ArgumentError
 
 Vector = NDArray[np.floating]
@@ -25,8 +26,10 @@ class Objective(Protocol):
     An objective may offer more: ``penalised``, boolean ``(n_parameters,)``, says which parameters a penalty covers
     (all, where it is missing); ``loss_and_gradient(..., out=vector)`` writes the gradient where it is wanted;
     ``evaluate(parameters, inputs, targets)`` gives sums over rows for validation; ``predict(parameters, inputs)``
-    is what `TrainingResult.predict` calls; ``check_data`` refuses data that do not fit; a
-    `Network` is saved with a result, another objective is not.
+    is what `TrainingResult.predict` calls; ``check_data`` refuses data that do not fit; ``on(backend)`` gives the same
+    objective for a backend of `dask_belief.get_backend`, to which it brings rows itself, and may take
+    ``is_awaited=False`` then (see `Network.loss_and_gradient`): an objective without it is computed with NumPy on any
+    worker. A `Network` is saved with a result, another objective is not.
 
     Where a few rows depend on few of the parameters, as with an `Embedding`, two members let a run fetch, compute and
     push those alone. ``touched(inputs, targets)`` gives the ranges of the vector on which loss and gradient of these
@@ -85,6 +88,11 @@ def penalty(objective: Objective, parameters: Vector, l2: float) -> float:
     return 0.5 * l2 * float(np.dot(covered, covered))
 
 
+def draws_of(objective: Objective) -> bool:
+    """Tell whether an objective draws random numbers, as a `Network` with a `Dropout` does."""
+    return bool(getattr(objective, "draws", False))
+
+
 Touched = Callable[[Any, Any], NDArray[np.int64]]
 """Gives the ranges that inputs and targets touch; see `Objective`."""
 
@@ -140,14 +148,23 @@ class Gradients:
         known = inspect.signature(objective.loss_and_gradient).parameters
         self._knows_out = "out" in known
         self._knows_only_touched = self._knows_out and "only_touched" in known
+        self._knows_is_awaited = "is_awaited" in known
+        self._knows_key = "key" in known
 
     def __call__(
-        self, parameters: Vector, inputs: Any, targets: Any, out: Vector, *, only_touched: bool = False
-    ) -> float:
-        """Write the gradient sum into `out` and give the loss sum.
+        self,
+        parameters: Vector,
+        inputs: Any,
+        targets: Any,
+        out: Vector,
+        *,
+        only_touched: bool = False,
+        key: int | None = None,
+    ) -> Scalar:
+        """Write the gradient sum into `out` and give the loss sum, which on a device need not be known yet.
 
         With `only_touched` what lies outside the ranges that the rows touch is not to be read: it is left as it is by
-        an objective that knows the option, and becomes zero by another.
+        an objective that knows the option, and becomes zero by another. `key` is for one that draws random numbers.
 
         Raises
         ------
@@ -157,16 +174,22 @@ class Gradients:
         options: dict[str, Any] = {"out": out} if self._knows_out else {}
         if only_touched and self._knows_only_touched:
             options["only_touched"] = True
+        if self._knows_is_awaited:
+            options["is_awaited"] = False
+        if self._knows_key:
+            options["key"] = key
         loss, gradient = self._objective.loss_and_gradient(parameters, inputs, targets, **options)
+        if not self._knows_is_awaited:
+            loss = float(loss)
         if gradient is out:
-            return float(loss)
+            return loss
         if np.shape(gradient) != (self._n_parameters,):
             raise ArgumentError(
                 f"objective: loss_and_gradient gave a gradient of shape {np.shape(gradient)}, not "
                 f"({self._n_parameters},)."
             )
         out[:] = gradient
-        return float(loss)
+        return loss
 
 
 def evaluation_sums(objective: Objective, parameters: Vector, inputs: Any, targets: Any) -> Mapping[str, float]:

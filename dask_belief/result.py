@@ -151,6 +151,8 @@ def load_result(store: str | Path) -> TrainingResult:
         When there is no result at `store`.
     DataError
         When it was written by a newer version.
+    UnknownLayerError
+        When its network has a layer of the user's own that is not registered; see `dask_belief.register_layer`.
     """
     import zarr
 

@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_belief.checkpoint import CheckpointStore, Loaded, SavedState
+from dask_belief.cluster.asking import from_store
 from dask_belief.data.dataset import Dataset, DatasetLike
 from dask_belief.data.units import UnitPlan
-from dask_belief.door import check_data
+from dask_belief.door import as_objective, check_data
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.ledger import LedgerState
 from dask_belief.errors import ArgumentError, CheckpointError, DaskBeliefError
+from dask_belief.model_parallel.plan import Plan
 from dask_belief.monitoring.history import History
-from dask_belief.objective import Objective, check_objective
+from dask_belief.objective import Objective
 from dask_belief.parameter_server.updates import STATE, VALUES
 from dask_belief.run_description import DataShape, RunDescription
 from dask_belief.sandblaster.bookmark import Bookmark
@@ -56,7 +58,7 @@ def own_vector(store: CheckpointStore, loaded: Loaded, name: str) -> Vector | No
         at = loaded.saved.state["own"].get(name)
     except (KeyError, AttributeError) as error:
         raise _damaged(loaded, error) from error
-    return None if at is None else store.read_vector(loaded, at)
+    return None if at is None else read_in_time(store, loaded, at)
 
 
 def seconds_of(loaded: Loaded) -> float:
@@ -67,10 +69,15 @@ def seconds_of(loaded: Loaded) -> float:
         raise _damaged(loaded, error) from error
 
 
-def objective_for(given: Objective | None, description: RunDescription) -> Objective:
+def read_in_time(store: CheckpointStore, loaded: Loaded, name: str) -> Vector:
+    """Read a vector of a checkpoint; raises `CheckpointError` for one that is damaged, or does not come in time."""
+    vector: Vector = from_store(store.path, f"reading {name} from", lambda: store.read_vector(loaded, name))
+    return vector
+
+
+def objective_for(given: Objective | Plan | None, description: RunDescription) -> Objective:
     """Give the objective of a run, the one that is given where there is one."""
-    objective: Objective = description.objective() if given is None else given
-    check_objective(objective)
+    objective = as_objective(description.objective() if given is None else given)
     if objective.n_parameters != description.n_parameters:
         raise ArgumentError(
             f"objective: has {objective.n_parameters} parameters, the checkpoint is of {description.n_parameters}."
@@ -198,7 +205,7 @@ def point_of(store: CheckpointStore, loaded: Loaded, description: RunDescription
     try:
         named: Any = saved.state["vectors"]
         name = named[POINT] if named else next(name for name in saved.vectors if name.startswith(f"{VALUES}@"))
-        vector = store.read_vector(loaded, name)
+        vector = read_in_time(store, loaded, name)
     except (KeyError, TypeError, StopIteration) as error:
         raise _damaged(loaded, error) from error
     if vector.shape != (description.n_parameters,):

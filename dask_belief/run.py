@@ -214,7 +214,12 @@ class Run:
                     self.note_changes(deployment)
 
     def plan_memory(
-        self, needs: Callable[[int], Needs], ranges: Sequence[range], n_replicas: int | None, n_copies: int = 0
+        self,
+        needs: Callable[[int], Needs],
+        ranges: Sequence[range],
+        n_replicas: int | None,
+        n_pieces: int,
+        n_copies: int = 0,
     ) -> MemoryPlan:
         """Reckon what the run needs on each worker, say so, and refuse what cannot fit.
 
@@ -224,8 +229,9 @@ class Run:
         ----------
         needs
             What the method needs with so many replicas.
-        ranges, n_replicas, n_copies
-            Of its shards, of replicas (None for one on every thread), and of copies of a shard.
+        ranges, n_replicas, n_pieces, n_copies
+            Of its shards, of replicas (None for one on every thread), of tasks of each replica, and of copies of a
+            shard.
 
         Raises
         ------
@@ -239,7 +245,7 @@ class Run:
         shards += others[: len(others) * n_copies]
 
         def planned(kept: Sequence[tuple[str, int]]) -> MemoryPlan:
-            workers = workers_of_run(memory, n_replicas, shards, placement.hub, kept)
+            workers = workers_of_run(memory, n_replicas, n_pieces, shards, placement.hub, kept)
             return plan_memory(needs(sum(worker.n_replicas for worker in workers)), workers, memory_thresholds())
 
         plan = planned([] if self.is_checkpointed else others)

@@ -9,7 +9,8 @@ from typing import Any
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.zarr_dataset import ZarrDataset
 from dask_belief.downpour.config import Downpour
-from dask_belief.errors import ArgumentError, CheckpointError, DaskBeliefError
+from dask_belief.errors import ArgumentError, CheckpointError, DaskBeliefError, UnknownLayerError
+from dask_belief.model_parallel.partitioned import PartitionedNetwork
 from dask_belief.models.network import Network
 from dask_belief.objective import Objective
 from dask_belief.sandblaster.config import Sandblaster
@@ -106,7 +107,7 @@ class RunDescription:
     ) -> RunDescription:
         """Describe a run."""
         return cls(
-            network=objective.to_config() if isinstance(objective, Network) else None,
+            network=objective.to_config() if isinstance(objective, Network | PartitionedNetwork) else None,
             n_parameters=int(objective.n_parameters),
             dataset=DataShape.of(dataset),
             validation=None if validation is None else DataShape.of(validation),
@@ -146,20 +147,24 @@ class RunDescription:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(error) from error
 
-    def objective(self) -> Network:
+    def objective(self) -> Network | PartitionedNetwork:
         """Make the objective again.
 
         Raises
         ------
         ArgumentError
-            When it was no `Network`.
+            When it was no `Network`, or has a layer of the user's own that is not registered.
         CheckpointError
             When its description is damaged.
         """
         if self.network is None:
             raise ArgumentError("objective: the checkpoint is of an objective of your own; give it.")
         try:
+            if "pieces" in self.network:
+                return PartitionedNetwork.from_config(self.network)
             return Network.from_config(self.network)
+        except UnknownLayerError:
+            raise
         except (DaskBeliefError, KeyError, TypeError, ValueError) as error:
             raise _damaged(error) from error
 

@@ -23,6 +23,7 @@ from typing import Any
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.driver import DownpourDriver
 from dask_belief.errors import ArgumentError, NonFiniteError
+from dask_belief.model_parallel.partitioned import users_order
 from dask_belief.monitoring.callbacks import CallbackList
 from dask_belief.monitoring.events import Event, Stopped, moved_on
 from dask_belief.optim.rules import ADAGRAD_SUMS, Adagrad
@@ -250,7 +251,7 @@ class Stages:
         has_one = getattr(error, "kept_parameters", None) is not None
         # What a method that diverged has kept is on the way there.
         if self._outcome is not None and (not has_one or isinstance(error, NonFiniteError)):
-            _attach(error, self._outcome.parameters)
+            _attach(error, users_order(self._facts.objective, self._outcome.parameters))
 
 
 def is_as_good(before: Outcome, after: Outcome, method_before: Method, method: Method) -> bool:
@@ -279,7 +280,7 @@ def _drive(run: Run, method: Method) -> Outcome:
         return driver.drive()
     except BaseException as error:
         # Also on errors of others, a callback's for one: nothing that was found is lost.
-        _attach(error, driver.kept())
+        _attach(error, users_order(run.facts.objective, driver.kept()))
         raise
 
 

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dask_belief.checkpoint import Checkpoint, CheckpointStore
 from dask_belief.checks import check_count
+from dask_belief.cluster.asking import from_store
 from dask_belief.cluster.connection import check_travels, connected, current_client
 from dask_belief.cluster.detached import Desk, DetachedRun, detach_driver
 from dask_belief.cluster.limits import Limits, limited_by
@@ -21,23 +22,28 @@ from dask_belief.data.dataset import Dataset, DatasetLike
 from dask_belief.data.zarr_dataset import ZarrDataset
 from dask_belief.door import (
     adagrad_sums_of,
+    as_objective,
     check_backend,
     check_checkpoint,
     check_data,
     check_dtype,
+    check_in_pieces,
     check_limits,
     check_listening,
     check_methods,
     check_record,
+    check_wire,
     initial_vector,
     open_beginning,
 )
 from dask_belief.errors import ArgumentError
+from dask_belief.model_parallel.partitioned import users_objective, users_order
+from dask_belief.model_parallel.plan import Plan
 from dask_belief.monitoring.callbacks import Callback, CallbackList
 from dask_belief.monitoring.events import Resumed, event_to_config
 from dask_belief.monitoring.history import History
 from dask_belief.monitoring.progress import ProgressBar
-from dask_belief.objective import Objective, check_objective
+from dask_belief.objective import Objective
 from dask_belief.result import TrainingResult
 from dask_belief.resuming import (
     begun_of,
@@ -58,7 +64,7 @@ from dask_belief.stages import SUMS_BEFORE, Method, Stages, Trained, new_name
 
 @overload
 def train(
-    objective: Objective,
+    objective: Objective | Plan,
     dataset: DatasetLike,
     method: Method | Sequence[Method],
     *,
@@ -80,7 +86,7 @@ def train(
 
 @overload
 def train(
-    objective: Objective,
+    objective: Objective | Plan,
     dataset: DatasetLike,
     method: Method | Sequence[Method],
     *,
@@ -101,7 +107,7 @@ def train(
 
 
 def train(
-    objective: Objective,
+    objective: Objective | Plan,
     dataset: DatasetLike,
     method: Method | Sequence[Method],
     *,
@@ -206,12 +212,14 @@ def train(
         result = db.train(network, "train.zarr", [db.Downpour(epochs=3), db.Sandblaster(max_iter=50)])
     """
     run_dtype = check_dtype(dtype)
-    check_objective(objective)
+    objective = as_objective(objective)
     check_count("seed", seed, low=0)
     methods = check_methods(method, objective, validation is not None)
-    check_backend(backend)
+    check_wire(methods, run_dtype.name)
+    chosen = check_backend(backend, objective)
     check_listening(progress, callbacks)
     check_record(record, methods)
+    check_in_pieces(objective, methods, record)
     in_force = check_limits(limits)
     callbacks = tuple(callbacks)
     listeners = CallbackList([history := History(), bar := ProgressBar(progress), *callbacks])
@@ -224,12 +232,12 @@ def train(
     saving = check_checkpoint(checkpoint, methods, record)
     if detach or name is not None:
         # Of a result, more than the point may be wanted.
-        begin = beginning if isinstance(beginning, TrainingResult) else start
-        order = _Order(objective, data, methods, begin, validation_data, callbacks, int(seed), run_dtype.name, backend)
+        begin = beginning if isinstance(beginning, TrainingResult) else users_order(objective, start)
+        order = _Order(objective, data, methods, begin, validation_data, callbacks, int(seed), run_dtype.name, chosen)
         return _detach(client, name, replace(order, limits=in_force, checkpoint=saving), detach, record)
     store = None if saving is None else CheckpointStore(saving.path, keep=saving.keep)
     if store is not None:
-        store.prepare()
+        from_store(store.path, "preparing", store.prepare)
     description = RunDescription.of(objective, data, validation_data, methods, int(seed), run_dtype.name, backend)
 
     with limited_by(in_force), contextlib.closing(bar), connected(client) as connection:
@@ -242,7 +250,7 @@ def train(
             initial=start,
             seed=int(seed),
             dtype=run_dtype.name,
-            backend=backend,
+            backend=chosen,
             adagrad_sums=sums,
             record=None if record is None else Path(record),
             limits=in_force,
@@ -259,7 +267,7 @@ def resume(
     checkpoint: str | Path | Checkpoint,
     *,
     client: Client | None = None,
-    objective: Objective | None = None,
+    objective: Objective | Plan | None = None,
     dataset: DatasetLike | None = None,
     validation: DatasetLike | None = None,
     method: Method | Sequence[Method] | None = None,
@@ -321,7 +329,7 @@ def resume(
     in_force = check_limits(limits)
     check_listening(progress, callbacks)
     store = CheckpointStore(saving.path, keep=saving.keep)
-    loaded = store.newest() if number is None else store.load(number)
+    loaded = from_store(store.path, "opening", lambda: store.newest() if number is None else store.load(number))
     description = RunDescription.from_config(loaded.description)
     begun = begun_of(store, loaded)
     objective = objective_for(objective, description)
@@ -329,6 +337,7 @@ def resume(
     validation_data = validation_for(objective, validation, description)
     methods = methods_for(method, description, begun.n_run)
     check_methods(methods, objective, validation_data is not None)
+    check_wire(methods, description.dtype)
     check_state(loaded, methods[begun.n_run], description)
     description = replace(
         RunDescription.of(
@@ -337,7 +346,7 @@ def resume(
         network=description.network,
     )
     chosen = description.backend if backend is None else backend
-    check_backend(chosen)
+    chosen = check_backend(chosen, objective)
     check_travels("objective", objective)
     history = history_of(loaded)
     listeners = CallbackList([history, bar := ProgressBar(progress), *callbacks])
@@ -361,7 +370,7 @@ def resume(
             description=description.to_config(),
             history=history.to_config,
         )
-        store.prepare(resumed=loaded.number)
+        from_store(store.path, "preparing", lambda: store.prepare(resumed=loaded.number))
         listeners(Resumed(loaded.number, begun.seconds + facts.seconds_before, loaded.saved.state.get("iteration")))
         trained = Stages(methods, facts, listeners, begun).train()
     return _result(trained, history, objective)
@@ -401,7 +410,7 @@ def _detach(
                 f"{argument}: a detached run outlives the memory of this process; write the rows to a store with "
                 "write_dataset."
             )
-    if order.checkpoint is not None and CheckpointStore(order.checkpoint.path).numbers():
+    if order.checkpoint is not None and _numbers(order.checkpoint):
         # Those that the driver finds later are its own.
         raise ArgumentError(
             f"checkpoint: {order.checkpoint.path} holds checkpoints of a run. Go on from it with db.resume(path), or "
@@ -414,10 +423,16 @@ def _detach(
         return detach_driver(connection, name, _drive, order, event_to_config)
 
 
+def _numbers(checkpoint: Checkpoint) -> list[int]:
+    """The numbers of the checkpoints that are there."""
+    store = CheckpointStore(checkpoint.path)
+    return from_store(store.path, "looking at", lambda: list(store.numbers()))
+
+
 def _drive(order: _Order, client: Client, desk: Desk) -> TrainingResult:
     """Drive a detached run; a second time, after its worker was lost, from where its checkpoint is."""
     callbacks: list[Callback] = [*order.callbacks, desk]
-    if order.checkpoint is not None and CheckpointStore(order.checkpoint.path).numbers():
+    if order.checkpoint is not None and _numbers(order.checkpoint):
         return resume(
             order.checkpoint,
             client=client,
@@ -451,7 +466,7 @@ def _result(trained: Trained, history: History, objective: Objective) -> Trainin
     """Make a result of what methods gave."""
     outcome = trained.outcome
     return TrainingResult(
-        parameters=outcome.parameters,
+        parameters=users_order(objective, outcome.parameters),
         loss=outcome.loss,
         validation=outcome.validation,
         stop=outcome.stop,
@@ -460,6 +475,6 @@ def _result(trained: Trained, history: History, objective: Objective) -> Trainin
         seconds=trained.seconds,
         passes=outcome.passes,
         repeatable=outcome.repeatable,
-        objective=objective,
-        rule_state=outcome.rule_state,
+        objective=users_objective(objective),
+        rule_state={name: users_order(objective, vector) for name, vector in outcome.rule_state.items()},
     )

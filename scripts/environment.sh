@@ -1,9 +1,15 @@
 # Sourced by the other scripts: gives `root`, and `install EXTRA...`, which makes .venv in the repository's root once and
 # installs the package there again only after pyproject.toml has changed. Sets `python` to that environment's interpreter.
+# After `use_environment NAME` all of this is about another virtual environment there.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-environment="$root/.venv"
-python="$environment/bin/python"
+
+use_environment() {
+    environment="$root/$1"
+    python="$environment/bin/python"
+}
+
+use_environment .venv
 is_new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
 
 # Prints the first Python of the right age, or says what to do. PYTHON=... in the environment goes first.
@@ -22,7 +28,7 @@ find_python() {
 
 make_environment() {
     local base
-    base="$(find_python)"
+    base="$(find_python)" || return
     printf '%s\n' "Making a virtual environment in $environment ($("$base" --version))" >&2
     if ! "$base" -m venv --clear "$environment"; then
         printf '%s\n' "$base cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2
@@ -30,12 +36,13 @@ make_environment() {
     fi
 }
 
-# install EXTRA...: the package, editable, with these extras of pyproject.toml.
+# install EXTRA...: the package, editable, with these extras of pyproject.toml. Its status tells whether they are there;
+# each step tells it by itself, since bash does not heed `set -e` within `install ... || ...`.
 install() {
     local extra stale=""
     # Both also fail for an environment that was moved, half made, or whose Python has been removed.
     if ! "$python" -c "$is_new_enough" >/dev/null 2>&1 || ! "$python" -m pip --version >/dev/null 2>&1; then
-        make_environment
+        make_environment || return
     fi
     # The stamp of an extra is the pyproject.toml that it was installed from: no network is needed while it is the same.
     for extra in "$@"; do
@@ -43,9 +50,10 @@ install() {
     done
     if [ -n "$stale" ]; then
         printf '%s\n' "Installing dask_belief and its requirements ($*)" >&2
-        "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[$(IFS=,; printf '%s' "$*")]" >&2
+        "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[$(IFS=,; printf '%s' "$*")]" >&2 ||
+            return
         for extra in "$@"; do
-            cp "$root/pyproject.toml" "$environment/installed-$extra.toml"
+            cp "$root/pyproject.toml" "$environment/installed-$extra.toml" || return
         done
     fi
 }

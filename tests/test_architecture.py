@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / ROOT
 # From the ground up. Imports point down or stay in their layer; every module or folder below the root has its place.
 LAYERS = (
     {"errors", "seeds", "binary_tree", "checks", "share", "backend"},
-    {"models", "optim", "objective"},
+    {"models", "optim", "objective", "testing"},
     {"data", "monitoring"},
     {"cluster"},
     {
@@ -84,7 +84,7 @@ GUARDED = {
 LAZY = {"threadpoolctl", "bokeh", "matplotlib", "pandas", "tqdm", "sklearn"}
 LAZY_IN_DATA = {"dask"}
 # The numeric core runs where only NumPy is installed.
-NUMERIC = {"errors", "seeds", "binary_tree", "checks", "backend", "models", "optim", "objective"}
+NUMERIC = {"errors", "seeds", "binary_tree", "checks", "backend", "models", "optim", "objective", "testing"}
 NUMERIC_NEEDS = {"numpy", "cupy", "cupyx", "threadpoolctl"}
 
 

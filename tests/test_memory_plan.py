@@ -235,12 +235,13 @@ def test_spilling_is_warned_of() -> None:
 def test_workers_of_a_run() -> None:
     """Replicas go where threads are, shards and saved vectors as they were placed."""
     memory = {"b": WorkerMemory(0, 2), "a": WorkerMemory(10, 1)}
-    found = workers_of_run(memory, None, [("a", 5), ("b", 6), ("a", 7)], "b", [("b", 5)])
+    found = workers_of_run(memory, None, 1, [("a", 5), ("b", 6), ("a", 7)], "b", [("b", 5)])
     assert found == (
         WorkerFacts("a", memory["a"], 1, (5, 7)),
         WorkerFacts("b", memory["b"], 2, (6,), (5,), is_hub=True),
     )
-    assert [each.n_replicas for each in workers_of_run(memory, 6, [], "a")] == [2, 4]
+    assert [each.n_replicas for each in workers_of_run(memory, 6, 1, [], "a")] == [2, 4]
+    assert [each.n_replicas for each in workers_of_run(memory, 2, 3, [], "a")] == [2, 4]
 
 
 def test_what_is_kept_is_on_another_worker() -> None:

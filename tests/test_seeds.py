@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dask_belief.seeds import stream
+from dask_belief.seeds import key, stream
 
 SEED = 7
 
@@ -63,3 +63,19 @@ def test_numbers_do_not_depend_on_the_process() -> None:
 def test_numbers_are_those_of_the_first_release() -> None:
     """A change of the numbers would break the repeatability of every saved run, so it must be seen here."""
     assert stream(0, "rows", 1).integers(2**63) == 2165575567941490988
+
+
+def test_a_key_is_a_number_of_its_name() -> None:
+    """Of 64 bits, the same in every process and version; order, length, type and the seed itself all matter."""
+    assert key(SEED, "pass", 3, 1, 4) == 14323870195409734535
+    names: list[tuple[int | str, ...]] = [
+        ("pass", 3, 1, 4),
+        ("pass", 1, 3, 4),
+        ("pass", 3, 1),
+        ("pass", "3", 1, 4),
+        ("row", 3, 1, 4),
+    ]
+    found = {key(seed, *name) for seed in (SEED, SEED + 1) for name in names}
+    assert len(found) == 2 * len(names)
+    assert all(0 <= number < 2**64 for number in found)
+    assert key(key(SEED, "pass"), 0) != key(SEED, "pass", 0)

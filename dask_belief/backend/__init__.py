@@ -10,11 +10,11 @@ import logging
 import os
 import threading
 
-from dask_belief.backend.base import Array, Backend
+from dask_belief.backend.base import Array, Backend, Scalar
 from dask_belief.backend.numpy import NumpyBackend
 from dask_belief.errors import ArgumentError, NoGPU
 
-__all__ = ["Array", "Backend", "cupy_status", "get_backend"]
+__all__ = ["Array", "Backend", "Scalar", "cupy_devices", "cupy_status", "get_backend"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,22 @@ def get_backend(name: str = "auto", device: int = 0) -> Backend:
         return _backends[key]
 
 
+def cupy_devices() -> tuple[int, str]:
+    """Count the devices that CuPy finds, and where there is none, say why; nothing is computed on them, nor raised."""
+    try:
+        import cupy
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return 0, "CuPy is not installed"
+        # CuPy wraps what went wrong in a banner of many lines; its cause is the line that matters.
+        return 0, f"CuPy does not import: {_first_line(error.__cause__ or error)}"
+    try:
+        n_devices = int(cupy.cuda.runtime.getDeviceCount())
+    except Exception as error:
+        return 0, f"CuPy finds no CUDA device: {_first_line(error)}"
+    return n_devices, "found" if n_devices else "CuPy finds no CUDA device"
+
+
 @functools.cache
 def cupy_status(device: int = 0) -> tuple[bool, str]:
     """Tell whether CuPy can be used on that device, and if not, why not.
@@ -69,19 +85,13 @@ def cupy_status(device: int = 0) -> tuple[bool, str]:
     Never raises. A package without a device, or a device that cannot compute, counts as unusable: a small matrix
     product proves driver, memory, compiler and linear algebra at once.
     """
-    try:
-        import cupy
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            return False, "CuPy is not installed"
-        # CuPy wraps what went wrong in a banner of many lines; its cause is the line that matters.
-        return False, f"CuPy does not import: {_first_line(error.__cause__ or error)}"
-    try:
-        n_devices = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        return False, f"CuPy finds no CUDA device: {_first_line(error)}"
+    n_devices, reason = cupy_devices()
+    if not n_devices:
+        return False, reason
     if device >= n_devices:
         return False, f"device {device} was asked for, and there are {n_devices}"
+    import cupy
+
     try:
         with cupy.cuda.Device(device):
             ones = cupy.ones((2, 2), "float32")

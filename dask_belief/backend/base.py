@@ -14,10 +14,17 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
+
+from dask_belief.backend.device_memory import DeviceMemory
 
 Array: TypeAlias = npt.NDArray[Any]
 """A NumPy array, or CuPy's own on a device; of the latter only what both offer is used."""
+
+
+Scalar: TypeAlias = float | Array
+"""A number, or on a device an array of one value that need not be known yet: `Backend.item` waits for it."""
 
 
 class Backend(ABC):
@@ -79,9 +86,19 @@ class Backend(ABC):
     def zeros(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Give an array of zeros."""
 
-    def free_bytes(self) -> int | None:
-        """Give the memory of the device that is free now; None on the host, where a process has a limit of its own."""
+    def device_memory(self) -> DeviceMemory | None:
+        """Tell what memory the device has; None on the host, where a process has a limit of its own."""
         return None
+
+    def lacking_bytes(self, error: BaseException) -> int | None:
+        """Tell how much the device was asked for and could not give, if that is what `error` says.
+
+        None for any other error; 0 where the device does not say how much it was. On the host always None.
+        """
+        return None
+
+    def give_back_memory(self) -> None:  # noqa: B027  (the host's allocator is no business of a backend)
+        """Let other processes have what this one has freed on the device, and keeps to use it again."""
 
     @abstractmethod
     def kind(self) -> str:
@@ -108,7 +125,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def _run(self, operation: str, *arguments: Array | float) -> None:
+    def _run(self, operation: str, *arguments: Array | float | np.uint64) -> None:
         """Carry out one operation of the table; the last argument is an array that it writes."""
 
     def __reduce__(self) -> tuple[object, tuple[str, int]]:
@@ -149,6 +166,34 @@ class Backend(ABC):
         `indices` is int64 of shape ``(n,)``, each in ``[0, len(destination))``; `source` ``(n, n_columns)``.
         """
         self._run("scatter_add", indices, source, destination)
+
+    def dropout_mask_(
+        self, mask: Array, rows: Array, nodes: Array, *, seed: int, first_row: int, width: int, rate: float
+    ) -> None:
+        """``mask[i, j]`` is 0 with probability `rate`, else ``1 / (1 - rate)``; the same bits on every backend.
+
+        Which of the two is a pure function of `seed`, ``first_row + rows[i]`` and ``nodes[j]``: the hash of their place
+        in a whole array of `width` nodes a row.
+
+        Parameters
+        ----------
+        mask
+            Written, ``(n_rows, n_nodes)``.
+        rows
+            Numbers of rows, int64 ``(n_rows, 1)``.
+        nodes
+            Numbers of nodes, int64 ``(1, n_nodes)``, each below `width`.
+        seed
+            Of 64 bits.
+        first_row
+            Added to each of `rows`.
+        width
+            How many nodes a whole row has.
+        rate
+            From 0 up to, not including, 1.
+        """
+        numbers = np.uint64(seed), np.uint64(first_row), np.uint64(width), np.uint64(round(rate * 2**64))
+        self._run("dropout_mask", *numbers, 1 / (1 - rate), rows, nodes, mask)
 
     # Losses: the gradient with respect to z of the sum over rows takes z's place, and losses (n_rows,) are written
 
@@ -191,6 +236,28 @@ class Backend(ABC):
     def add_(self, x: Array, y: Array) -> None:
         """``y += x``: as in `axpy_`, the second array is written."""
         self._run("add", x, y)
+
+    # The wire: bfloat16 is the upper half of a float32, kept as uint16, since NumPy has no such dtype
+
+    def to_bfloat16_(self, values: Array, bits: Array) -> None:
+        """``bits = bfloat16(values)``, float32 to uint16 of the same shape: to the nearest, ties to even.
+
+        Infinity stays itself, and so does NaN, whatever its other bits; what is above the largest bfloat16 by half a
+        unit or more becomes infinity, as IEEE 754 has it.
+        """
+        self._run("to_bfloat16", values, bits)
+
+    def take_bfloat16_(self, values: Array, bits: Array) -> None:
+        """``bits = bfloat16(values)`` and ``values -= bits``: what the rounding left out stays behind, exactly.
+
+        Where infinity or NaN was taken nothing stays behind. A remainder too small to be normal may become zero on a
+        device.
+        """
+        self._run("take_bfloat16", values, bits)
+
+    def from_bfloat16_(self, bits: Array, values: Array) -> None:
+        """``values = bits``: uint16 to float32, exactly."""
+        self._run("from_bfloat16", bits, values)
 
     # Rules
 

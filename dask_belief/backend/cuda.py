@@ -15,7 +15,7 @@ class Elementwise:
     """An operation that treats every element alike; the body of a CuPy ``ElementwiseKernel``."""
 
     inputs: str
-    """Declarations of what is read only, numbers included; ``T`` is the dtype of the arrays."""
+    """Declarations of what is read only, numbers included; ``T`` is the dtype of the arrays, where it may differ."""
 
     outputs: str
     """Declarations of what is read and written."""
@@ -84,6 +84,38 @@ __device__ Real largest_of_block(Real value, Real* partial) {
   return partial[0];
 }
 """
+
+# The upper half of a float32, to nearest and ties to even, by its bits alone: nothing here depends on how the compiler
+# treats numbers too small to be normal. NaN is told first, which the addition could carry to infinity or past it.
+_ROUND = """
+  union { float value; unsigned word; } number;
+  number.value = values;
+  const bool is_nan = (number.word & 0x7fffffffu) > 0x7f800000u;
+  const unsigned upper = number.word >> 16;
+  const unsigned rounded = is_nan ? (upper | 0x40u) : ((number.word + 0x7fffu + (upper & 1u)) >> 16);
+  bits = (unsigned short)rounded;
+"""
+
+TO_BFLOAT16 = Elementwise("float32 values", "uint16 bits", _ROUND)
+
+TAKE_BFLOAT16 = Elementwise(
+    "",
+    "float32 values, uint16 bits",
+    f"""{_ROUND}
+  number.word = rounded << 16;
+  values = (rounded & 0x7f80u) == 0x7f80u ? 0.f : values - number.value;
+""",
+)
+
+FROM_BFLOAT16 = Elementwise(
+    "uint16 bits",
+    "float32 values",
+    """
+  union { float value; unsigned word; } number;
+  number.word = (unsigned)bits << 16;
+  values = number.value;
+""",
+)
 
 _OF_Z = (("rows", -1, 0), ("columns", -1, 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,8 +16,13 @@ import numpy.typing as npt
 
 from dask_belief.backend.base import Array, Backend
 from dask_belief.backend.cuda import Elementwise, RowByRow
+from dask_belief.backend.device_memory import DeviceMemory
 from dask_belief.backend.operations import OPERATIONS
+from dask_belief.backend.staging import Staging, is_pinned
 from dask_belief.errors import ArgumentError
+
+# The driver's, the runtime's (which has two names for it) and cuBLAS's.
+_OUT_OF_MEMORY = ("OUT_OF_MEMORY", "OutOfMemory", "MemoryAllocation", "ALLOC_FAILED")
 
 _C_TYPES = {"float32": "float", "float64": "double", "int64": "long long"}
 
@@ -46,9 +52,14 @@ class CupyBackend(Backend):
             if isinstance(host, cupy.ndarray):
                 return _array(host.astype(dtype or host.dtype, copy=False))
             values = np.asarray(host, dtype, order="C")
-            # cupy.asarray would copy a pinned buffer into a second one (CuPy issue 7532); set does not.
             copy = cupy.empty(values.shape, values.dtype)
-            copy.set(values)
+            if not values.size:
+                pass
+            elif is_pinned(values):
+                # cupy.asarray would copy a pinned buffer into a second one (CuPy issue 7532); set does not.
+                copy.set(values)
+            else:
+                self._of_thread.staging.copy(values, copy)
             return _array(copy)
 
     def to_host(self, x: Array, out: Array | None = None) -> Array:
@@ -81,10 +92,31 @@ class CupyBackend(Backend):
         with self.computing():
             return _array(cupy.zeros(shape, dtype))
 
-    def free_bytes(self) -> int | None:
-        """Give what the driver calls free on this device."""
+    def device_memory(self) -> DeviceMemory:
+        """Ask the driver, and CuPy, which keeps what was freed and may be limited to a part."""
         with self.computing():
-            return int(cupy.cuda.runtime.memGetInfo()[0])
+            free_bytes, total_bytes = cupy.cuda.runtime.memGetInfo()
+            pool = cupy.get_default_memory_pool()
+            used_bytes, limit_bytes = pool.used_bytes(), pool.get_limit() or total_bytes
+            usable_bytes = min(free_bytes + pool.free_bytes(), limit_bytes - used_bytes)
+            return DeviceMemory(min(total_bytes, limit_bytes), used_bytes, max(0, usable_bytes))
+
+    def lacking_bytes(self, error: BaseException) -> int | None:
+        """Know CuPy's own error, which says how much, and those of the driver, the runtime and cuBLAS, which do not."""
+        if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            # Out of memory allocating 1,024 bytes (allocated so far: ...).
+            said = re.search(r"allocating ([\d,]+) bytes", str(error))
+            return int(said[1].replace(",", "")) if said else 0
+        of_cuda = (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.cublas.CUBLASError)
+        if isinstance(error, of_cuda) and any(words in str(error) for words in _OUT_OF_MEMORY):
+            return 0
+        return None
+
+    def give_back_memory(self) -> None:
+        """Empty CuPy's pools, which never give anything back by themselves."""
+        with self.computing():
+            cupy.get_default_memory_pool().free_all_blocks()
+            cupy.get_default_pinned_memory_pool().free_all_blocks()
 
     def kind(self) -> str:
         """Name CuPy's version, the device's model and the CUDA runtime."""
@@ -113,7 +145,7 @@ class CupyBackend(Backend):
                 finally:
                     of_thread.is_inside = False
 
-    def _run(self, operation: str, *arguments: Array | float) -> None:
+    def _run(self, operation: str, *arguments: Array | float | np.uint64) -> None:
         *_, written = arguments
         assert not isinstance(written, float)
         if written.size == 0:
@@ -133,6 +165,9 @@ class _OfThread(threading.local):
 
     stream: Any = None
     is_inside: bool = False
+
+    def __init__(self) -> None:
+        self.staging = Staging()
 
 
 @functools.cache

@@ -90,7 +90,7 @@ class NumpyBackend(Backend):
         """``sums = rows.sum(axis=0)``, as a product with a row of ones."""
         products.column_sums(rows, sums)
 
-    def _run(self, operation: str, *arguments: Array | float) -> None:
+    def _run(self, operation: str, *arguments: Array | float | np.uint64) -> None:
         with np.errstate(all="ignore"):
             OPERATIONS[operation].numpy(*arguments)
 

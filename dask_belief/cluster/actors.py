@@ -20,7 +20,7 @@ from distributed.core import ConnectionPool
 from distributed.protocol.serialize import Serialize, to_serialize
 
 from dask_belief.cluster.futures import is_loss, let_go, wait_for
-from dask_belief.cluster.limits import limits
+from dask_belief.cluster.limits import GRACE_SECONDS, limits
 from dask_belief.cluster.memory import keep_freed_memory
 from dask_belief.errors import ActorLostError, CallTimeoutError
 
@@ -188,7 +188,9 @@ class Caller:
             await asyncio.gather(*(client.rpc(address).identity() for address in workers))
 
         try:
-            asyncio.run_coroutine_threadsafe(asyncio.wait_for(reachable(), 5.0), loop).result(10.0)
+            seconds = limits().connect_seconds
+            reaching = asyncio.run_coroutine_threadsafe(asyncio.wait_for(reachable(), seconds), loop)
+            reaching.result(seconds + GRACE_SECONDS)
         except OSError:
             logger.info("the workers cannot be reached from the client: calling them through the scheduler")
             return cls(loop, LineThroughScheduler(client.scheduler))
@@ -279,12 +281,16 @@ class Caller:
         limit_seconds = limits().call_seconds if timeout_seconds is None else timeout_seconds
         running = self.start(coroutine)
         try:
-            return running.result(limit_seconds + 5.0)
+            return running.result(limit_seconds + GRACE_SECONDS)
         except concurrent.futures.TimeoutError as error:
             if running.done():
                 raise
             running.cancel()
-            raise CallTimeoutError(f"the event loop did not end a call within {limit_seconds:g} seconds.") from error
+            raise CallTimeoutError(
+                f"calls to actors did not end within {limit_seconds:g} seconds, made by "
+                f"{self.own_address or 'the client'}, whose event loop is held up. Look there for work that keeps "
+                "Python's lock, or for a lack of memory."
+            ) from error
         except BaseException:
             running.cancel()
             raise
@@ -333,6 +339,12 @@ class ActorHost:
         self._client = client
         self._prefix = prefix
         self._futures: dict[str, Future[object]] = {}
+        self._workers: dict[str, str] = {}
+
+    @property
+    def workers(self) -> Collection[str]:
+        """The workers on which actors are, or are being made."""
+        return set(self._workers.values())
 
     def spawn(self, kind: type, name: str, worker: str, *arguments: object, generation: int = 0) -> ActorAddress:
         """Begin to make an actor of class `kind` on `worker`; `ready` waits for it."""
@@ -340,7 +352,7 @@ class ActorHost:
         future = self._client.submit(
             made, kind, *arguments, actor=True, key=key, workers=[worker], allow_other_workers=False, pure=False
         )
-        self._futures[key] = future
+        self._futures[key], self._workers[key] = future, worker
         return ActorAddress(name=name, worker=worker, key=key, generation=generation)
 
     def ready(self, actors: Iterable[ActorAddress], timeout_seconds: float | None = None) -> None:
@@ -362,8 +374,11 @@ class ActorHost:
             gone = [actor for actor in waiting if present is not None and actor.worker not in present]
             if gone or time.monotonic() > until:
                 missing = [actor.name for actor in gone or waiting]
+                on = ", ".join(sorted({actor.worker for actor in gone or waiting}))
                 why = "their worker is gone" if gone else "their workers are gone or busy"
-                raise ActorLostError(f"actors {missing} were not made within {limit_seconds:g} seconds: {why}.")
+                raise ActorLostError(
+                    f"actors {missing} were not made within {limit_seconds:g} seconds on {on}: {why}. Look at them."
+                )
             with contextlib.suppress(TimeoutError):
                 wait_for(futures, _LOOK_SECONDS)
         for future in futures:
@@ -376,9 +391,11 @@ class ActorHost:
     def drop(self, actor: ActorAddress) -> None:
         """Let one actor go."""
         if actor.key in self._futures:
+            del self._workers[actor.key]
             let_go(self._client, [self._futures.pop(actor.key)])
 
     def close(self) -> None:
         """Let the actors go."""
         let_go(self._client, self._futures.values())
         self._futures.clear()
+        self._workers.clear()

@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dask.typing import Key
 from distributed import Scheduler, SchedulerPlugin
-from distributed.scheduler import heartbeat_interval
+from distributed.scheduler import TaskStateState, heartbeat_interval
 
 PREFIX = "dask-belief-"
 """What the name of every run's announcer begins with; the run's name follows."""
@@ -28,9 +29,6 @@ _HEARTBEATS = 5
 _LOOKS = 8
 _LEAST_LOOK_SECONDS = 0.25
 _LATE_LOOKS = 2
-
-# A client that lost its connection comes back within this time, or not at all.
-_DESERTED_SECONDS = 60.0
 
 
 class Silence:
@@ -103,13 +101,17 @@ class Announcer(SchedulerPlugin):
         The id of the run's client: without it there is nobody to tell.
     frozen_seconds
         A worker that was not heard of for so long, and for no less than five heartbeats, is announced as lost.
+    deserted_seconds
+        So long after the scheduler has lost the client this goes by itself.
     """
 
-    def __init__(self, topic: str, client: str, frozen_seconds: float) -> None:
+    def __init__(self, topic: str, client: str, frozen_seconds: float, deserted_seconds: float) -> None:
         self.name = topic
         self.topic = topic
+        self._run = topic.removeprefix(PREFIX)
         self._client = client
         self._frozen_seconds = frozen_seconds
+        self._deserted_seconds = deserted_seconds
         self._silence = Silence()
         # Workers that the run was asked to leave, and whether it has.
         self._leaving: dict[str, bool] = {}
@@ -136,6 +138,27 @@ class Announcer(SchedulerPlugin):
         self._silence.forget(worker)
         self._leaving.pop(worker, None)
         self._announce("lost", worker)
+
+    def transition(
+        self,
+        key: Key,
+        start: TaskStateState,
+        finish: TaskStateState,
+        *_: object,
+        stimulus_id: str,
+        **__: object,
+    ) -> None:
+        """Take an actor of this run that did not come to be off the list of its worker's actors.
+
+        Dask leaves it there when the actor is let go before it was made, as on a worker that was frozen, or when making
+        it failed; and it retires no worker that has an actor. So `retire_workers` would wait for nothing. Nothing of
+        Dask's code is replaced, and actors of others are left as they are.
+        """
+        if start != "processing" or finish == "memory" or f"-{self._run}-" not in str(key):
+            return
+        if (task := self._scheduler.tasks.get(key)) and task.actor:
+            for worker in self._scheduler.workers.values():
+                worker.actors.discard(task)
 
     def _announce(self, action: str, worker: str, **more: object) -> None:
         self._scheduler.log_event(self.topic, {"action": action, "worker": worker, **more})
@@ -174,7 +197,7 @@ class Announcer(SchedulerPlugin):
             self._deserted_at = None
             return False
         self._deserted_at = self._deserted_at or now
-        if now - self._deserted_at < _DESERTED_SECONDS:
+        if now - self._deserted_at < self._deserted_seconds:
             return False
         self._scheduler.remove_plugin(self.name)
         return True
@@ -193,7 +216,7 @@ class Announcer(SchedulerPlugin):
                 self._stay(workers)
             elif self._has_client:
                 staying = self._leave(workers)
-                answer = {"run": self.topic.removeprefix(PREFIX), "staying": staying, "number": msg["number"]}
+                answer = {"run": self._run, "staying": staying, "number": msg["number"]}
                 self._scheduler.log_event(msg["replies"], answer)
         elif topic == self.topic:
             match msg["action"]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from distributed import Client, LocalCluster, default_client
 from distributed.protocol.pickle import dumps
 
+from dask_belief.cluster.asking import threads_of_workers
 from dask_belief.errors import ArgumentError, ClusterError, NoWorkersError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def _check(client: Client) -> None:
         raise ClusterError(
             f"client: its status is {client.status!r}, not 'running'. Connect a new client to a living scheduler."
         )
-    if not client.nthreads():
+    if not threads_of_workers(client):
         raise NoWorkersError("client: the cluster has no worker. Start one, e.g. cluster.scale(2), then train again.")
 
 

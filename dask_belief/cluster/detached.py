@@ -22,9 +22,11 @@ from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future, get_worker
 
+from dask_belief.cluster.asking import in_time, log_event, threads_of_workers
 from dask_belief.cluster.connection import connected, current_client
 from dask_belief.cluster.limits import limits
-from dask_belief.cluster.replicas import Standing, stand_aside
+from dask_belief.cluster.replicas import stand_aside
+from dask_belief.cluster.standing import Standing
 from dask_belief.errors import ArgumentError, CallTimeoutError, ClusterError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class Desk:
 
     def __call__(self, event: Any) -> bool:
         """Tell of an event; answers whether the run is to stop."""
-        self._client.log_event(_EVENTS.format(self._name), {"run": self._key, "event": self._describe(event)})
+        log_event(self._client, _EVENTS.format(self._name), {"run": self._key, "event": self._describe(event)})
         now = time.monotonic()
         # Orders are kept by the scheduler: those that a driver had which was lost are found, too.
         if not self._is_stopped and now - self._looked_at >= _ORDERS_SECONDS:
@@ -84,7 +86,7 @@ class Desk:
 
 def _told(client: Client, topic: str, key: str) -> list[dict[str, Any]]:
     """What a topic has of one run, in order."""
-    return [told for _, told in client.get_events(topic) if told.get("run") == key]
+    return [told for _, told in in_time("events", lambda: client.get_events(topic)) if told.get("run") == key]
 
 
 Work = Callable[[Any, Client, Desk], Result]
@@ -121,14 +123,14 @@ def detach_driver(
         When there is a run of that name.
     """
     published = _PUBLISHED.format(name)
-    if published in client.list_datasets():
+    if published in in_time("the names of runs", client.list_datasets):
         raise ArgumentError(
             f"name: there is a run {name!r} on this cluster. Attach to it, or let it go by attach({name!r}).forget()."
         )
     # A key of its own: whoever still holds an older run of this name would else be given that one's result for this.
     key = f"{published}-{uuid.uuid4().hex[:8]}"
     future: Future[Result] = client.submit(_drive, work, order, name, key, describe, key=key, pure=False, retries=0)
-    client.publish_dataset(future, name=published)
+    in_time("a name for the run", lambda: client.publish_dataset(future, name=published))
     logger.info("run %s goes on without this client; attach(%r) finds it again", name, name)
     return DetachedRun(client, name, future)
 
@@ -156,7 +158,7 @@ def attach(name: str, client: Client | None = None) -> DetachedRun[Any]:
     >>> result = run.result()                 # doctest: +SKIP
     """
     with connected(current_client() if client is None else client) as client:
-        known = client.list_datasets()
+        known = in_time("the names of runs", client.list_datasets)
         published = _PUBLISHED.format(name)
         if published not in known:
             prefix = _PUBLISHED.format("")
@@ -164,7 +166,7 @@ def attach(name: str, client: Client | None = None) -> DetachedRun[Any]:
             raise ArgumentError(
                 f"name: there is no run {name!r} on this cluster; there are: {', '.join(runs) or 'none'}."
             )
-        return DetachedRun(client, name, client.get_dataset(published))
+        return DetachedRun(client, name, in_time("the run", lambda: client.get_dataset(published)))
 
 
 class DetachedRun(Generic[Result]):
@@ -196,7 +198,7 @@ class DetachedRun(Generic[Result]):
 
     def stop(self) -> None:
         """Ask the run to end with the best point it has; it does so at its next event."""
-        self._client.log_event(_ORDERS.format(self.name), {"run": self._future.key, "action": _STOP})
+        log_event(self._client, _ORDERS.format(self.name), {"run": self._future.key, "action": _STOP})
 
     def result(self, timeout_seconds: float | None = None) -> Result:
         """Wait for the result, and let the run's name go.
@@ -211,26 +213,64 @@ class DetachedRun(Generic[Result]):
         CallTimeoutError
             When the run has not ended by then; it goes on.
         ClusterError
-            When the scheduler is gone, or somebody has forgotten the run.
+            When the scheduler is gone or does not answer, or somebody has forgotten the run.
         Exception
             What ended the run instead of a result.
         """
-        until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        began = time.monotonic()
+        until = None if timeout_seconds is None else began + timeout_seconds
+        looked_at = began
         while not self._future.done():
             if self._client.status != "running":
                 raise self._gone()
+            if time.monotonic() - looked_at > limits().frozen_seconds:
+                # One that stands still keeps its connections, and the client says that it is running.
+                self._look_at_scheduler(time.monotonic() - began)
+                looked_at = time.monotonic()
             seconds = _LOOK_SECONDS if until is None else min(_LOOK_SECONDS, until - time.monotonic())
             if seconds <= 0:
-                raise CallTimeoutError(f"run {self.name} did not end within {timeout_seconds:g} seconds; it goes on.")
+                raise CallTimeoutError(
+                    f"run {self.name} did not end within {timeout_seconds:g} seconds; it goes on. Ask again, or "
+                    "look at events()."
+                )
             _wait(self._future, seconds)
+        return self._taken(until)
+
+    def _taken(self, until: float | None) -> Result:
+        """Bring the result of a run that has ended, and let the name go; not where it could not be brought."""
         try:
-            return self._future.result(timeout=limits().call_seconds)
+            result = self._future.result(timeout=limits().call_seconds)
         except concurrent.futures.CancelledError as error:
             if self._client.status != "running":
                 raise self._gone() from error
             raise ClusterError(f"run {self.name} was forgotten before it had ended; there is no result.") from error
-        finally:
+        except TimeoutError as error:
+            if self._future.status == "error":
+                # The run itself ended so.
+                self.forget()
+                raise
+            if not self._future.done():
+                # The worker that held it was lost, and Dask computes it once more.
+                left = None if until is None else max(0.0, until - time.monotonic())
+                return self.result(left)
+            raise CallTimeoutError(
+                f"the result of run {self.name} was not brought within {limits().call_seconds:g} seconds. Look whether "
+                "the worker that holds it is frozen, and ask again: it stays under the run's name."
+            ) from error
+        except BaseException:
             self.forget()
+            raise
+        self.forget()
+        return result
+
+    def _look_at_scheduler(self, waited_seconds: float) -> None:
+        try:
+            threads_of_workers(self._client)
+        except CallTimeoutError as error:
+            raise ClusterError(
+                f"run {self.name} was waited for, {waited_seconds:.0f} seconds, and {error} The run itself may go on: "
+                "attach to it again once the scheduler answers."
+            ) from error
 
     def _gone(self) -> ClusterError:
         return ClusterError(f"run {self.name}: the connection to Dask's scheduler is gone. Connect a new client.")
@@ -241,7 +281,7 @@ class DetachedRun(Generic[Result]):
             return
         if not self._future.done():
             self._client.cancel([self._future], force=True)
-        self._client.unpublish_dataset(_PUBLISHED.format(self.name))
+        in_time("nothing but to forget the run", lambda: self._client.unpublish_dataset(_PUBLISHED.format(self.name)))
 
 
 def _wait(future: Future[Any], seconds: float) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.hub import Over
-from dask_belief.cluster.limits import limits
-from dask_belief.cluster.replicas import Standing
+from dask_belief.cluster.limits import GRACE_SECONDS, limits
+from dask_belief.cluster.standing import Standing
 from dask_belief.errors import CallTimeoutError, StaleError
 
 Asked = concurrent.futures.Future[Any]
@@ -81,13 +81,26 @@ class HubLine:
         CallTimeoutError, ActorLostError
             When the hub does not answer.
         """
-        limit_seconds = limits().poll_seconds + limits().call_seconds + 5.0
+        return self.wait_for(asked)
+
+    def wait_for(self, asked: Asked) -> Any:
+        """Wait for the answer to a question that the hub holds open for `Limits.poll_seconds` at most.
+
+        Raises
+        ------
+        CallTimeoutError, ActorLostError
+            When the hub does not answer.
+        """
+        limit_seconds = limits().poll_seconds + limits().call_seconds + GRACE_SECONDS
         try:
             return asked.result(limit_seconds)
         except concurrent.futures.TimeoutError as error:
             if asked.done():
                 raise
-            raise CallTimeoutError(f"{self._hub.name} gave no answer within {limit_seconds:g} seconds.") from error
+            raise CallTimeoutError(
+                f"{self._hub.name} on {self._hub.worker} gave {self._replica} no answer within {limit_seconds:g} "
+                "seconds. Its worker may be frozen or overloaded: look at it in the dashboard."
+            ) from error
 
     async def directory(self, known: int) -> Any:
         """Ask for a directory of the shards newer than number `known`; None when there is none at this moment."""

@@ -39,6 +39,10 @@ class Limits:
         After so long without any finished work the run ends with an error.
     frozen_seconds
         A worker that the scheduler has not heard of for so long is taken for lost by the run.
+    urgent_seconds
+        How long each of replicas and scheduler is given at the end of a run that is interrupted, or failed.
+    deserted_seconds
+        How long the scheduler keeps what listens for a run whose client it has lost: it may come back.
     """
 
     call_seconds: float = 60.0
@@ -50,6 +54,8 @@ class Limits:
     stop_seconds: float = 5.0
     no_progress_seconds: float = 600.0
     frozen_seconds: float = 20.0
+    urgent_seconds: float = 0.5
+    deserted_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -57,6 +63,17 @@ class Limits:
             if not value > 0:
                 raise ArgumentError(f"{field.name}: a limit must be a positive number of seconds, got {value!r}.")
 
+
+# What nobody sets, since it is no time that anybody works in.
+
+GRACE_SECONDS = 5.0
+"""What is added where a wait is around another that has a limit of its own, so that the inner one tells what it was."""
+
+AT_HAND_SECONDS = 1.0
+"""For a result that is there already, and only has to be brought from a worker of the cluster."""
+
+NO_WORKER_SECONDS = 0.5
+"""How long the scheduler looks for a worker that it is to send data to, and that may have left this moment."""
 
 _DEFAULT = Limits()
 _in_force: ContextVar[Limits] = ContextVar("dask_belief_limits", default=_DEFAULT)

@@ -13,6 +13,7 @@ from typing import Any
 from distributed import Client
 
 from dask_belief.cluster.announcer import Announcer
+from dask_belief.cluster.asking import in_time, log_event, threads_of_workers
 from dask_belief.cluster.limits import limits
 from dask_belief.errors import ClusterError, NoWorkersError
 
@@ -62,6 +63,8 @@ class Membership:
     ----------
     workers
         Number of threads by address, of the workers that are there and may be used, as of the last `poll` or `refresh`.
+    is_urgent
+        Whether to end at once: the scheduler, which may stand still, is not waited for.
     on_change
         Called with each change as soon as it is heard, on the client's event loop; `poll` tells of it later.
 
@@ -80,13 +83,15 @@ class Membership:
         # Workers that the scheduler lists, and that the run does without.
         self._silent: set[str] = set()
         self._leaving: set[str] = set()
+        self.is_urgent = False
         self.on_change: Callable[[Change], None] | None = None
         try:
             client.subscribe_topic(topic, self._hear)
-            client.register_plugin(Announcer(topic, client.id, limits().frozen_seconds))
+            announcer = Announcer(topic, client.id, limits().frozen_seconds, limits().deserted_seconds)
+            in_time("word of its workers", lambda: client.register_plugin(announcer))
             self._await_echo()
             # Asked once announcements arrive, so that nobody joins or leaves unheard in between.
-            self.workers: dict[str, int] = dict(client.nthreads())
+            self.workers: dict[str, int] = threads_of_workers(client)
         except BaseException:
             self.close()
             raise
@@ -97,12 +102,16 @@ class Membership:
         until = time.monotonic() + limit_seconds
         while not self._is_listening.wait(0.02):
             if time.monotonic() > until:
-                raise ClusterError(f"the scheduler sent no events within {limit_seconds:g} seconds. Look at it.")
+                raise ClusterError(
+                    f"the scheduler sent no events within {limit_seconds:g} seconds. Look whether its process is "
+                    "stopped, swaps, or is cut off."
+                )
             self._tell("listening")
 
     def _tell(self, action: str, **more: object) -> None:
         """Say something to the run's announcer on the scheduler."""
-        log_event(self._client, self._topic, {"action": action, **more})
+        seconds = limits().urgent_seconds if self.is_urgent else None
+        log_event(self._client, self._topic, {"action": action, **more}, seconds)
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         _, message = event
@@ -155,7 +164,7 @@ class Membership:
 
     def refresh(self) -> None:
         """Ask the scheduler itself which workers are there; what is new is kept for the next `poll`."""
-        found = dict(self._client.nthreads())
+        found = threads_of_workers(self._client)
         self._take_announcements()
         known = {*self.workers, *self._silent, *self._leaving}
         for worker in known - found.keys():
@@ -184,12 +193,6 @@ class Membership:
             except OSError as error:
                 # The announcer goes by itself once the scheduler hears no more of this client.
                 logger.warning("the scheduler did not hear of the run's end: %r", error)
-
-
-def log_event(client: Client, topic: str, message: dict[str, object]) -> None:
-    """Log an event as `Client.log_event` does, and wait until the scheduler has it, with a limit."""
-    scheduler: Any = client.scheduler
-    client.sync(scheduler.log_event, topic=topic, msg=message, callback_timeout=limits().call_seconds)
 
 
 def wait_for_a_worker(client: Client, membership: Membership) -> None:

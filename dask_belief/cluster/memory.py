@@ -17,6 +17,8 @@ from typing import Any
 import dask
 from distributed import Client
 
+from dask_belief.cluster.asking import in_time
+
 logger = logging.getLogger(__name__)
 
 # glibc's names for the two settings, from malloc.h.
@@ -80,7 +82,8 @@ class Thresholds:
 
 def memory_of_workers(client: Client) -> dict[str, WorkerMemory]:
     """Ask the scheduler for what it knows of each worker's memory, by address."""
-    workers: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    found = in_time("the memory of its workers", lambda: client.scheduler_info(n_workers=-1))
+    workers: dict[str, dict[str, Any]] = found["workers"]
     return {
         address: WorkerMemory(
             limit_bytes=int(known["memory_limit"] or 0),

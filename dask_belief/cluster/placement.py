@@ -97,3 +97,43 @@ def replicas_to_start(
         counts[worker] += 1
         missing.append(worker)
     return tuple(missing)
+
+
+def teams_to_start(
+    n_threads: Mapping[str, int], running: Mapping[str, int], n_running: int, n_replicas: int | None, n_pieces: int
+) -> tuple[tuple[str, ...], ...]:
+    """The workers of replicas in pieces that are missing: for each the lead's, and then one a piece.
+
+    Parameters
+    ----------
+    n_threads
+        Threads of each worker.
+    running
+        Tasks of replicas that run on each worker now.
+    n_running
+        Replicas that run now.
+    n_replicas
+        How many there should be; None for as many as there are threads for, one at least.
+    n_pieces
+        Tasks of each.
+
+    Returns
+    -------
+    tuple of tuple of str
+        The emptiest workers first, and no worker twice in a team unless there are too few: then its pieces take turns.
+    """
+    counts = {worker: running.get(worker, 0) for worker in n_threads}
+    wanted = max(1, sum(n_threads.values()) // n_pieces) if n_replicas is None else n_replicas
+    teams = []
+    for _ in range(wanted - n_running if counts else 0):
+        team: list[str] = []
+        for _ in range(n_pieces):
+            least = min(team.count(each) for each in counts)
+            worker = min(
+                (each for each in sorted(counts) if team.count(each) == least),
+                key=lambda each: counts[each] / n_threads[each],
+            )
+            counts[worker] += 1
+            team.append(worker)
+        teams.append(tuple(team))
+    return tuple(teams)

@@ -1,28 +1,32 @@
-"""Replicas as long-running Dask futures: one per worker thread, pinned, started again by us and never by Dask."""
+"""Replicas as long-running Dask futures: one per worker thread, pinned, started again by us and never by Dask.
+
+A replica of a network in pieces is a team of such futures on several workers: the lead, which is the replica to
+everyone else, and one a piece. Where one of them is lost or ends, all are, and another team is started.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dask.typing import Key
-from distributed import Client, Future, Worker, get_worker, secede
+from distributed import Client, Future, get_worker, secede
 
-from dask_belief.backend import get_backend
+from dask_belief.backend import Backend, get_backend
 from dask_belief.cluster import memory
+from dask_belief.cluster.actors import ActorAddress, ActorHost
+from dask_belief.cluster.asking import send
+from dask_belief.cluster.full_device import refused_when_full
 from dask_belief.cluster.futures import let_go, wait_for
 from dask_belief.cluster.limits import Limits, limited_by, limits
-from dask_belief.errors import ActorLostError, CallTimeoutError, StaleError
+from dask_belief.cluster.post_box import PostBox
+from dask_belief.cluster.standing import Standing
+from dask_belief.errors import ActorLostError, CallTimeoutError, NoGPU, StaleError
 
 logger = logging.getLogger(__name__)
-
-NO_WORKER_SECONDS = 0.5
-"""How long the scheduler waits for a worker that it is to send data to, and that may have left this moment."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,48 @@ class Ended:
     said: str | None
 
 
+@dataclass(frozen=True)
+class Team:
+    """The tasks of one replica that is in pieces, the lead first.
+
+    Attributes
+    ----------
+    name
+        Unique on the cluster.
+    boxes
+        Where each of them gets its letters, see `dask_belief.cluster.post_box`.
+    """
+
+    name: str
+    boxes: tuple[ActorAddress, ...]
+
+    def box_name(self, number: int) -> str:
+        """Call the box of one of them."""
+        return f"{self.name}-{number}"
+
+
+@dataclass(frozen=True)
+class InPieces:
+    """How replicas in pieces are made.
+
+    Attributes
+    ----------
+    n_pieces
+        The lead is the first of them.
+    function
+        What each of the others runs: ``function(spec, number, replica_name)``. The spec of all is that of a replica,
+        with its field ``team`` filled in.
+    """
+
+    n_pieces: int
+    function: Callable[[Any, int, str], object]
+
+
 @dataclass
 class _Running:
-    worker: str
-    future: Future[object]
+    workers: tuple[str, ...]
+    futures: list[Future[object]]
+    boxes: tuple[ActorAddress, ...] = ()
 
 
 class ReplicaPool:
@@ -68,16 +110,29 @@ class ReplicaPool:
         Small and picklable: addresses, objective, options.
     dataset
         Sent to each worker once, beside the task graph, since it may be arrays in memory.
+    in_pieces
+        How replicas in pieces are made; None for those of one task.
+    host
+        Makes the actors that they need.
     """
 
     def __init__(
-        self, client: Client, prefix: str, function: Callable[[Any, Any, str], object], spec: object, dataset: object
+        self,
+        client: Client,
+        prefix: str,
+        function: Callable[[Any, Any, str], object],
+        spec: object,
+        dataset: object,
+        in_pieces: InPieces | None = None,
+        host: ActorHost | None = None,
     ) -> None:
         self._client = client
         self._prefix = prefix
         self._function = function
         self._spec = spec
         self._dataset = dataset
+        self._in_pieces = in_pieces
+        self._host = host
         self._running: dict[str, _Running] = {}
         self._datasets: dict[str, Future[object]] = {}
         self._n_started = 0
@@ -88,43 +143,95 @@ class ReplicaPool:
 
     @property
     def by_worker(self) -> Counter[str]:
-        """How many run on each worker."""
-        return Counter(running.worker for running in self._running.values())
+        """How many tasks of them run on each worker."""
+        return Counter(worker for running in self._running.values() for worker in running.workers)
 
     @property
     def n_started(self) -> int:
         """How many were ever started; names are never used twice."""
         return self._n_started
 
-    def start(self, worker: str) -> str | None:
-        """Start one replica on `worker` and give its name; None when the worker has left, or takes no data."""
+    def start(self, *workers: str) -> str | None:
+        """Start one replica and give its name; None when a worker has left, or takes no data.
+
+        Parameters
+        ----------
+        workers
+            Where: one worker, or one a piece, the lead's first.
+        """
+        lead, *_ = workers
         try:
-            dataset = self._sent_to(worker)
+            dataset = self._sent_to(lead)
         except (KeyError, OSError) as error:
-            logger.warning("no replica was started on %s: %r", worker, error)
+            logger.warning("no replica was started on %s: %r", lead, error)
             return None
         replica = f"replica-{self._n_started}"
         self._n_started += 1
-        future = self._client.submit(
-            self._function,
-            self._spec,
-            dataset,
+        spec = self._spec
+        boxes: tuple[ActorAddress, ...] = ()
+        if self._in_pieces is not None:
+            try:
+                team = self._team(replica, workers)
+            except ActorLostError as error:
+                logger.warning("no replica was started on %s: %s", ", ".join(workers), error)
+                return None
+            boxes = team.boxes
+            spec = replace(spec, team=team)  # type: ignore[type-var]
+        futures = [self._submit(self._function, spec, dataset, replica, replica, lead)]
+        if self._in_pieces is not None:
+            function = self._in_pieces.function
+            futures += [
+                self._submit(function, spec, number, replica, f"{replica}-{number}", worker)
+                for number, worker in enumerate(workers)
+                if number > 0
+            ]
+        self._running[replica] = _Running(workers, futures, boxes)
+        return replica
+
+    def _submit(
+        self, function: Callable[..., object], spec: object, second: object, replica: str, task: str, worker: str
+    ) -> Future[object]:
+        future: Future[object] = self._client.submit(
+            function,
+            spec,
+            second,
             replica,
-            key=f"{self._function.__name__}-{self._prefix}-{replica}",
+            key=f"{function.__name__}-{self._prefix}-{task}",
             workers=[worker],
             allow_other_workers=False,
             pure=False,
             retries=0,
         )
-        self._running[replica] = _Running(worker, future)
-        return replica
+        return future
+
+    def _team(self, replica: str, workers: Sequence[str]) -> Team:
+        """Make the boxes of a team, on the workers of its members."""
+        assert self._host is not None
+        team = Team(f"{self._prefix}-{replica}", ())
+        boxes = tuple(
+            self._host.spawn(PostBox, f"post box {number} of {replica}", worker, team.box_name(number))
+            for number, worker in enumerate(workers)
+        )
+        try:
+            self._host.ready(boxes)
+        except BaseException:
+            self._drop_boxes(boxes)
+            raise
+        return replace(team, boxes=boxes)
+
+    def _drop_boxes(self, boxes: Iterable[ActorAddress]) -> None:
+        for box in boxes:
+            assert self._host is not None
+            self._host.drop(box)
+
+    def _let_go(self, running: _Running) -> None:
+        let_go(self._client, running.futures)
+        self._drop_boxes(running.boxes)
 
     def _sent_to(self, worker: str) -> Future[object]:
         """The data set on a worker: sent once, however many replicas it has."""
         if worker not in self._datasets:
-            [self._datasets[worker]] = self._client.scatter(
-                [self._dataset], workers=[worker], hash=False, timeout=NO_WORKER_SECONDS
-            )
+            self._datasets[worker] = send(self._client, self._dataset, worker)
         return self._datasets[worker]
 
     def lose(self, worker: str) -> list[str]:
@@ -132,10 +239,9 @@ class ReplicaPool:
 
         Their futures are cancelled: a task that is pinned to a worker that left waits for ever.
         """
-        names = [name for name, running in self._running.items() if running.worker == worker]
+        names = [name for name, running in self._running.items() if worker in running.workers]
         for name in names:
-            running = self._running.pop(name)
-            let_go(self._client, [running.future])
+            self._let_go(self._running.pop(name))
         if worker in self._datasets:
             let_go(self._client, [self._datasets.pop(worker)])
         return names
@@ -146,76 +252,43 @@ class ReplicaPool:
 
     def drop(self) -> None:
         """Cancel and forget all replicas; others can be started."""
-        let_go(self._client, [running.future for running in self._running.values()])
+        for running in self._running.values():
+            self._let_go(running)
         self._running.clear()
 
     def ended(self) -> list[Ended]:
         """The replicas that ended since the last time, which are forgotten."""
         ended = []
         for name, running in list(self._running.items()):
-            if not running.future.done():
+            done = [future for future in running.futures if future.done()]
+            if not done:
                 continue
             del self._running[name]
-            future, limit_seconds = running.future, limits().call_seconds
-            if future.status == "finished":
-                ended.append(Ended(name, running.worker, None, str(future.result(timeout=limit_seconds))))
+            # What one of a team raised says more than how the others ended for it.
+            first = next((future for future in done if future.status != "finished"), done[0])
+            worker, limit_seconds = running.workers[running.futures.index(first)], limits().call_seconds
+            if first.status == "finished":
+                ended.append(Ended(name, worker, None, str(first.result(timeout=limit_seconds))))
             else:
-                ended.append(Ended(name, running.worker, future.exception(timeout=limit_seconds), None))
+                ended.append(Ended(name, worker, first.exception(timeout=limit_seconds), None))
+            if running.boxes:
+                self._let_go(running)
         return ended
 
     def stop(self, timeout_seconds: float | None = None) -> None:
         """Give the replicas a moment to end by themselves, `Limits.stop_seconds` if none is given, then cancel them."""
         limit_seconds = limits().stop_seconds if timeout_seconds is None else timeout_seconds
-        futures: list[Future[object]] = [running.future for running in self._running.values()]
+        futures = [future for running in self._running.values() for future in running.futures]
         if futures and self._client.status == "running":
             try:
                 wait_for(futures, limit_seconds)
             except TimeoutError:
                 logger.info("%d replicas did not end within %g s and are cancelled", len(futures), limit_seconds)
         let_go(self._client, [*futures, *self._datasets.values()])
+        for running in self._running.values():
+            self._drop_boxes(running.boxes)
         self._running.clear()
         self._datasets.clear()
-
-
-class Standing:
-    """What a running replica knows of its own task: whether it should go on."""
-
-    def __init__(self, worker: Worker, key: Key) -> None:
-        self.worker = worker
-        self._key = key
-        self._asked_at: float | None = None
-
-    def listen(self) -> None:
-        """Note that the hub was asked something; until it answers, it is silent."""
-        self._asked_at = time.monotonic()
-
-    def heard(self) -> None:
-        """Note that the hub answered."""
-        self._asked_at = None
-
-    @property
-    def memory_bytes(self) -> float:
-        """The replica's part of its worker's memory limit; 2.5 GiB where there is no limit."""
-        limit = self.worker.memory_manager.memory_limit or 0
-        return memory.WorkerMemory(limit, self.worker.state.nthreads).replica_bytes
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether the task was not cancelled."""
-        task = self.worker.state.tasks.get(self._key)
-        return task is not None and task.state in ("executing", "long-running")
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether the task was cancelled, or the worker is closing."""
-        return not self.is_wanted or self.worker.status.name not in ("running", "paused")
-
-    @property
-    def should_end(self) -> bool:
-        """Whether it is cancelled, or the hub has been silent for too long; asked between two leases."""
-        asked_at = self._asked_at
-        is_silent = asked_at is not None and time.monotonic() - asked_at > limits().silence_seconds
-        return is_silent or self.is_cancelled
 
 
 def stand_aside() -> Standing:
@@ -241,8 +314,11 @@ class Life(Protocol):
     def close(self) -> None:
         """Let go of threads."""
 
+    def holdings(self) -> Mapping[str, int]:
+        """What it has in the memory of its device, in bytes by what they are for; asked when that runs out."""
 
-def live(replica: str, backend: str, limits: Limits, make: Callable[[Standing], Life]) -> str:
+
+def live(replica: str, backend: str, limits: Limits, make: Callable[[Standing], Life], device_advice: str) -> str:
     """Live as a replica within a Dask task: stand aside, compute with one thread, end quietly when the server is lost.
 
     Parameters
@@ -255,6 +331,8 @@ def live(replica: str, backend: str, limits: Limits, make: Callable[[Standing], 
         Those of the run, in force as long as it lives.
     make
         Makes what it does from its standing.
+    device_advice
+        How it is made to need less memory on a device, as the rest of a sentence.
 
     Returns
     -------
@@ -262,14 +340,18 @@ def live(replica: str, backend: str, limits: Limits, make: Callable[[Standing], 
         Why it ended.
     """
     standing = stand_aside()
-    chosen = get_backend(backend)
+    where = f"{replica} on {standing.worker.address}"
+    chosen = _backend(backend, where)
     chosen.single_thread()
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(limited_by(limits))
         at_end.callback(memory.give_back_memory)
-        life = at_end.enter_context(contextlib.closing(make(standing)))
+        at_end.callback(chosen.give_back_memory)
+        # Also what is made before it runs is made on this thread's stream: no other waits for it.
+        with refused_when_full(chosen, f"{where}, as it began", dict, device_advice), chosen.computing():
+            life = at_end.enter_context(contextlib.closing(make(standing)))
         try:
-            with chosen.computing():
+            with refused_when_full(chosen, where, life.holdings, device_advice), chosen.computing():
                 return life.run()
         except StaleError as error:
             # This one is of another generation, or of a run that is over.
@@ -279,3 +361,11 @@ def live(replica: str, backend: str, limits: Limits, make: Callable[[Standing], 
             # The driver sees the same loss, and starts new replicas with new addresses.
             logger.warning("%s ends: %s", replica, error)
             return f"the server was lost: {error}"
+
+
+def _backend(name: str, where: str) -> Backend:
+    """Choose as `get_backend` does; of several workers one may have no GPU, so an error says which."""
+    try:
+        return get_backend(name)
+    except NoGPU as error:
+        raise NoGPU(f"{where}: {error}") from error

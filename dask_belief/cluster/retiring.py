@@ -5,6 +5,7 @@ Dask's own `Client.retire_workers` moves plain data, and refuses a worker that h
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import uuid
@@ -14,9 +15,9 @@ from typing import Any
 from distributed import Client
 
 from dask_belief.cluster.announcer import REQUESTS
+from dask_belief.cluster.asking import in_time, log_event, threads_of_workers
 from dask_belief.cluster.limits import limits
-from dask_belief.cluster.membership import log_event
-from dask_belief.errors import ArgumentError, ClusterError
+from dask_belief.errors import ArgumentError, CallTimeoutError, ClusterError
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ def retire_workers(client: Client, workers: Sequence[str], timeout_seconds: floa
             _retire(client, remaining, until, limit_seconds)
     except BaseException:
         if client.status == "running":
-            _take_back(client, wanted)
+            # The error that led here is the one to tell.
+            with contextlib.suppress(CallTimeoutError):
+                _take_back(client, wanted)
         raise
     return wanted
 
@@ -78,7 +81,7 @@ def _check_workers(client: Client, workers: Sequence[str]) -> list[str]:
     if isinstance(workers, str) or not all(isinstance(worker, str) for worker in workers):
         raise ArgumentError(f"workers: expected a list of addresses, got {workers!r}.")
     wanted = list(dict.fromkeys(workers))
-    there = set(client.nthreads())
+    there = set(threads_of_workers(client))
     unknown = [worker for worker in wanted if worker not in there]
     if unknown:
         raise ArgumentError(f"workers: the cluster has no {', '.join(unknown)}; it has {', '.join(sorted(there))}.")
@@ -88,7 +91,7 @@ def _check_workers(client: Client, workers: Sequence[str]) -> list[str]:
 
 
 def _there(client: Client, workers: Sequence[str]) -> list[str]:
-    there = set(client.nthreads())
+    there = set(threads_of_workers(client))
     return [worker for worker in workers if worker in there]
 
 
@@ -109,8 +112,7 @@ def _ask(client: Client, workers: Sequence[str], replies: str) -> dict[str, list
     number = uuid.uuid4().hex
     log_event(client, REQUESTS, {"action": "leave", "workers": list(workers), "replies": replies, "number": number})
     # The announcers answer while the scheduler logs the request, so all their answers are there by now.
-    scheduler: Any = client.scheduler
-    answers = client.sync(scheduler.events, topic=replies, callback_timeout=limits().call_seconds)
+    answers = in_time("the answers of runs", lambda: client.get_events(replies))
     mine = (answer for _, answer in answers if answer["number"] == number)
     return {answer["run"]: answer["staying"] for answer in mine if answer["staying"]}
 

@@ -131,9 +131,7 @@ class UnitCache:
             if leaving is None:
                 return False
             for old in leaving:
-                self._n_bytes -= sum(rows.nbytes for rows in self._batches.pop(old))
-                self._lookups[old] = (self._last_used.pop(old),)
-            self._evictions += len(leaving)
+                self._evict(old)
             self._batches[key] = batch
             self._n_bytes += needed
             self._last_used[key] = self._lookups.pop(key, (self._clock,))[-1]
@@ -144,6 +142,13 @@ class UnitCache:
         with self._lock:
             is_small_enough = n_bytes <= self.capacity_bytes
             return key in self._batches or (is_small_enough and self._give_way_to(key, n_bytes) is not None)
+
+    def shrink(self, capacity_bytes: int) -> None:
+        """Keep no more than so many bytes from now on; the units unused for longest leave first."""
+        with self._lock:
+            self.capacity_bytes = min(self.capacity_bytes, max(0, capacity_bytes))
+            while self._n_bytes > self.capacity_bytes:
+                self._evict(next(iter(self._batches)))
 
     def clear(self) -> None:
         """Forget all units, and who asked for them; the counts of hits and misses go on."""
@@ -158,6 +163,12 @@ class UnitCache:
         """The counts at this moment."""
         with self._lock:
             return CacheStats(self._hits, self._misses, self._evictions, len(self._batches), self._n_bytes)
+
+    def _evict(self, key: Hashable) -> None:
+        """Forget one resident, but not when it was used last."""
+        self._n_bytes -= sum(rows.nbytes for rows in self._batches.pop(key))
+        self._lookups[key] = (self._last_used.pop(key),)
+        self._evictions += 1
 
     def _give_way_to(self, key: Hashable, needed: int) -> list[Hashable] | None:
         """The residents that leave so that `key` has room, perhaps none; None when too few have to."""

@@ -39,6 +39,9 @@ class Prefetcher:
         units, so it belongs to one data set and one dtype.
     ready_bytes
         Read no further while this much is ready and not yet taken. One unit is always read ahead, whatever its size.
+    before_letting_go
+        Called by the thread that goes through `blocks`, at the end of a unit while it is still there. A device may be
+        at its rows yet, and this thread's next ones come to the memory that they leave.
 
     Raises
     ------
@@ -57,13 +60,19 @@ class Prefetcher:
     """
 
     def __init__(
-        self, read: Callable[[WorkUnit], Batch], cache: UnitCache | None = None, *, ready_bytes: int = READY_BYTES
+        self,
+        read: Callable[[WorkUnit], Batch],
+        cache: UnitCache | None = None,
+        *,
+        ready_bytes: int = READY_BYTES,
+        before_letting_go: Callable[[], None] = lambda: None,
     ) -> None:
         if ready_bytes < 1:
             raise ArgumentError(f"ready_bytes: at least 1 is needed, found {ready_bytes}")
         self._read = read
         self._cache = cache
         self._ready_limit = ready_bytes
+        self._before_letting_go = before_letting_go
         # Guards all that follows, and wakes whoever waits for a change of it.
         self._changed = threading.Condition()
         self._queued: OrderedDict[WorkUnit, None] = OrderedDict()
@@ -134,7 +143,18 @@ class Prefetcher:
 
     def blocks(self, unit: WorkUnit, block_rows: int, timeout_seconds: float) -> Iterator[Batch]:
         """Give a unit, taken as by `take`, in blocks of so many rows, the last perhaps of fewer."""
-        yield from blocks_of(self.take(unit, timeout_seconds), block_rows)
+        batch = self.take(unit, timeout_seconds)
+        try:
+            yield from blocks_of(batch, block_rows)
+        finally:
+            self._before_letting_go()
+
+    @property
+    def n_bytes(self) -> int:
+        """Of what was read ahead and is not yet taken, but for what the cache holds, too."""
+        with self._changed:
+            ready = dict(self._ready)
+        return sum(_n_bytes(found) for unit, found in ready.items() if self._cache is None or unit not in self._cache)
 
     def drop(self) -> None:
         """Forget all that was scheduled or read ahead; a read that has begun ends unseen."""

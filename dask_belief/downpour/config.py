@@ -69,6 +69,12 @@ class Downpour:
         Stop after so many validations in a row without a lower loss than the lowest; None for never.
     max_seconds
         Ends the run after so long; None for no limit. Gives up repeatability.
+    wire_dtype
+        Of what is pushed and fetched: None for the run's dtype, or ``"bfloat16"``, for half the bytes; for runs of
+        float32. What rounding leaves out of a push stays with the replica and is a part of its next one (Seide et al.,
+        "1-bit stochastic gradient descent", 2014; Karimireddy et al., "Error feedback fixes SignSGD", 2019). What is
+        fetched is rounded, so a replica computes at parameters that are off by 2**-9 of each at most. The shards keep
+        float32, and so do checkpoints.
     lease_rows
         Rows that a replica takes at a time, shuffled within; None to derive them from the chunk grid and the batch.
     stalled_after_seconds
@@ -101,6 +107,7 @@ class Downpour:
     validate_every_seconds: float | None = None
     patience: int | None = None
     max_seconds: float | None = None
+    wire_dtype: str | None = None
     lease_rows: int | None = None
     stalled_after_seconds: float = 600.0
 
@@ -123,6 +130,8 @@ class Downpour:
                 f"{self.rule.__name__ if isinstance(self.rule, type) else type(self.rule).__name__}."
             )
         check_staleness(self.staleness)
+        if self.wire_dtype not in (None, "bfloat16"):
+            raise ArgumentError(f"wire_dtype: expected None or 'bfloat16', got {self.wire_dtype!r}.")
         if self.shard_copies not in (0, 1):
             raise ArgumentError(f"shard_copies: expected 0 or 1, got {self.shard_copies!r}.")
         if self.lag > self.n_fetch:

@@ -13,18 +13,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.limits import limits
 from dask_belief.errors import CallTimeoutError
 from dask_belief.parameter_server.directory import Directory
-from dask_belief.parameter_server.exchange import Exchange, Exchanged, Traffic
+from dask_belief.parameter_server.exchange import Exchange, Exchanged, Sent, Traffic
 from dask_belief.parameter_server.selection import Selection
-
-Vector = NDArray[np.floating]
 
 Carry = Callable[[Exchange], Awaitable[Exchanged]]
 """Makes one exchange with all shards: `ParameterServer.exchange`, or what stands before it."""
@@ -47,12 +42,12 @@ class Arrived:
         What of the parameters they are, compact; None for all.
     """
 
-    buffer: Vector
+    buffer: Sent
     versions: tuple[int, ...]
     selection: Selection | None
 
     @property
-    def values(self) -> Vector:
+    def values(self) -> Sent:
         """The values that were fetched, compact where there is a selection."""
         return self.buffer if self.selection is None else self.buffer[: self.selection.n_elements]
 
@@ -61,8 +56,8 @@ class Arrived:
 class _UnderWay:
     future: concurrent.futures.Future[Exchanged]
     ask: Exchange
-    pushed: Vector | None
-    fetched: Vector | None
+    pushed: Sent | None
+    fetched: Sent | None
     effective_step: float
 
 
@@ -79,6 +74,8 @@ class Courier:
         Where the replica's vectors live; what travels is host memory.
     limit_seconds
         How long to wait for one exchange; None for twice the limit of a call.
+    dtype
+        Of what travels; None for the run's.
 
     Attributes
     ----------
@@ -93,20 +90,22 @@ class Courier:
         caller: Caller,
         backend: Backend,
         limit_seconds: float | None = None,
+        dtype: str | None = None,
     ) -> None:
-        self._directory = directory
+        self._workers = ", ".join(sorted({shard.worker for shard in directory.shards}))
+        self._shape, self._dtype = (directory.n_parameters,), dtype or directory.dtype
         self._carry = carry
         self._caller = caller
         self._backend = backend
         self._limit_seconds = 2 * limits().call_seconds if limit_seconds is None else limit_seconds
         self._line: deque[_UnderWay] = deque()
         self._last: concurrent.futures.Future[Exchanged] | None = None
-        self._free: list[Vector] = []
+        self._free: list[Sent] = []
         self._arrived: deque[tuple[float, Arrived]] = deque()
         self.traffic = Traffic()
 
     def send(
-        self, ask: Exchange, pushed: Vector | None, effective_step: float | None
+        self, ask: Exchange, pushed: Sent | None, effective_step: float | None
     ) -> concurrent.futures.Future[Exchanged]:
         """Begin an exchange.
 
@@ -148,12 +147,11 @@ class Courier:
             due.append(self._arrived.popleft()[1])
         return due
 
-    def buffer(self) -> Vector:
+    def buffer(self) -> Sent:
         """Give a host vector of all parameters' length, for `send` or for use until `give_back`."""
-        shape, dtype = (self._directory.n_parameters,), self._directory.dtype
-        return self._free.pop() if self._free else self._backend.host_empty(shape, dtype)
+        return self._free.pop() if self._free else self._backend.host_empty(self._shape, self._dtype)
 
-    def give_back(self, buffer: Vector) -> None:
+    def give_back(self, buffer: Sent) -> None:
         """Let a host vector be used again."""
         self._free.append(buffer)
 
@@ -166,7 +164,8 @@ class Courier:
             if first.future.done():
                 raise
             raise CallTimeoutError(
-                f"an exchange with the shards did not end within {self._limit_seconds:g} seconds."
+                f"an exchange with the shards on {self._workers} did not end within {self._limit_seconds:g} seconds. "
+                "One of these workers may be frozen or overloaded: look at them in the dashboard."
             ) from error
         traffic.pushed_bytes += done.pushed_bytes
         traffic.fetched_bytes += done.fetched_bytes

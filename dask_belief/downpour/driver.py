@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,12 +20,13 @@ from dask_belief.downpour.ledger import Ledger, LedgerSpec, LedgerState, LedgerS
 from dask_belief.downpour.memory_plan import downpour_needs
 from dask_belief.downpour.progress import Progress
 from dask_belief.downpour.record import Recorder
-from dask_belief.downpour.replica import ReplicaSpec, downpour_replica
+from dask_belief.downpour.replica import ReplicaSpec, downpour_piece, downpour_replica
 from dask_belief.downpour.stall import Stall
 from dask_belief.downpour.validation import Validations
-from dask_belief.errors import ActorLostError, CheckpointError, NonFiniteError, OldDirectoryError
+from dask_belief.errors import ActorLostError, CallTimeoutError, CheckpointError, NonFiniteError, OldDirectoryError
 from dask_belief.evaluation import SNAPSHOT
 from dask_belief.memory_needs import Needs
+from dask_belief.model_parallel.team import n_pieces_of, pieces_of, ranges_of
 from dask_belief.objective import penalised_of, penalty
 from dask_belief.optim.stopping import Stop, StopReason
 from dask_belief.parameter_server.carrying import Errand
@@ -41,7 +42,6 @@ from dask_belief.parameter_server.messages import (
     LeaseKey,
     SquaredPenalty,
 )
-from dask_belief.parameter_server.ranges import shard_ranges
 from dask_belief.parameter_server.shards import ShardsSpec
 from dask_belief.parameter_server.updates import STATE, VALUES
 from dask_belief.parameter_server.vault import LEAST_SECONDS, SAVING_SHARE, cuts_of
@@ -85,7 +85,10 @@ class DownpourDriver:
         self._was_taken_over = False
         self._keeping = Share(SAVING_SHARE, LEAST_SECONDS)
         self._kept: Vector | None = None
-        # Mini-batches that are in what was kept, or came to the shards while it was: per lease the last.
+        # Mini-batches that are in what was kept: leases that were finished, and of others the last that all shards
+        # had; and those that may be, since they came to the shards by the time it was here: per lease the last.
+        self._kept_finished: Finished = NOTHING_FINISHED
+        self._kept_held: dict[LeaseKey, int] = {}
         self._kept_marks: dict[LeaseKey, int] = {}
         self._rows = 0
         self._n_finished = -1
@@ -115,16 +118,31 @@ class DownpourDriver:
         """
         planned = (float(self._method.epochs), "epochs")
         with self._run.on_cluster(self._deployment_spec(), planned) as deployment:
-            prepare = self._begin
-            while True:
-                try:
-                    prepare(deployment)
-                    if self._stop is None:
-                        self._end(deployment, self._train(deployment))
-                    return self._outcome(deployment)
-                except (ActorLostError, OldDirectoryError) as error:
-                    reason, prepare = error, self._heal
-                deployment.find_losses(reason)
+            try:
+                return self._drive(deployment)
+            except KeyboardInterrupt:
+                if self._kept is None:
+                    # It had not begun.
+                    raise
+                logger.warning("interrupted: the best point that was kept is the result")
+                deployment.is_urgent = True
+                self._stop = self._interrupted()
+                return self._outcome(deployment)
+
+    def _drive(self, deployment: Deployment) -> Outcome:
+        prepare = self._begin
+        while True:
+            try:
+                prepare(deployment)
+                if self._stop is None:
+                    self._end(deployment, self._train(deployment))
+                return self._outcome(deployment)
+            except (ActorLostError, OldDirectoryError) as error:
+                reason, prepare = error, self._heal
+            deployment.find_losses(reason)
+
+    def _interrupted(self) -> Stop:
+        return Stop(StopReason.INTERRUPTED, {"rows": self._rows})
 
     def _deployment_spec(self) -> DeploymentSpec:
         facts, method = self._run.facts, self._method
@@ -137,8 +155,9 @@ class DownpourDriver:
             method.staleness,
         )
 
-        ranges = shard_ranges(facts.objective.n_parameters, method.n_shards)
-        self._run.plan_memory(self._needs, ranges, method.n_replicas, method.shard_copies)
+        ranges = ranges_of(facts.objective, method.n_shards)
+        n_pieces = n_pieces_of(facts.objective)
+        self._run.plan_memory(self._needs, ranges, method.n_replicas, n_pieces, method.shard_copies)
 
         def replica_spec(directory: Directory, ledger: ActorAddress) -> ReplicaSpec:
             return ReplicaSpec(
@@ -165,6 +184,7 @@ class DownpourDriver:
             replica=downpour_replica,
             replica_spec=replica_spec,
             dataset=facts.dataset,
+            in_pieces=pieces_of(facts.objective, downpour_piece),
         )
 
     def _needs(self, n_replicas: int) -> Needs:
@@ -295,13 +315,13 @@ class DownpourDriver:
         marks = {key: self._n_steps(key) - 1 for key in self._finished_since(before, now.book.finished)}
         others = [shard for shard in range(len(deployment.directory.shards)) if shard not in lost]
         if others:
-            of_others = deployment.run(deployment.server.marks(others))
-            for key in set().union(*of_others):
-                least = min(each.get(key, -1) for each in of_others)
-                marks[key] = max(marks.get(key, -1), least)
+            marks = _furthest([marks, _least(deployment.run(deployment.server.marks(others)))])
+        held: dict[LeaseKey, int] = {}
         if source is Source.KEPT:
             marks = _furthest([marks, self._kept_marks])
-        return int(deployment.run(server.advance(lost, marks)))
+            finished = self._finished_since(NOTHING_FINISHED, self._kept_finished)
+            held = _furthest([{key: self._n_steps(key) - 1 for key in finished}, self._kept_held])
+        return int(deployment.run(server.advance(lost, marks, held)))
 
     def _finished_since(self, before: Finished, now: Finished) -> Iterator[LeaseKey]:
         for epoch in range(before.epoch, self._method.epochs):
@@ -336,7 +356,7 @@ class DownpourDriver:
         except KeyboardInterrupt:
             logger.warning("interrupted: the best point is kept")
             deployment.is_urgent = True
-            return Stop(StopReason.INTERRUPTED, {"rows": self._rows})
+            return self._interrupted()
         except NonFiniteError as error:
             if self._rows < self._run.facts.dataset.n_rows:
                 # Not all rows were seen: it is the data or the rate, and there is hardly a point to keep.
@@ -448,11 +468,15 @@ class DownpourDriver:
     def _keep(self, deployment: Deployment) -> None:
         """Copy the parameters to the driver, for whoever is told of an error."""
         began = self._run.seconds
+        everything = range(len(deployment.directory.shards))
+        # Before the values, for what is lost where a run goes on from them.
+        finished = NOTHING_FINISHED if self._ledger is None else self._ledger.book.finished
+        held = _least(deployment.run(deployment.server.marks(everything)))
         kept = self._run.read(deployment, VALUES)
         # After the values: what they hold must not be trained on again by whoever goes on from them.
-        everything = range(len(deployment.directory.shards))
         of_shards = deployment.run(deployment.server.marks(everything, of_any=True))
         self._kept, self._kept_marks = kept, _furthest(of_shards)
+        self._kept_finished, self._kept_held = finished, held
         self._keeping.took(began, self._run.seconds)
 
     def _start_validation(self, deployment: Deployment) -> None:
@@ -470,6 +494,16 @@ class DownpourDriver:
 
     def _end(self, deployment: Deployment, stop: Stop) -> None:
         """Take what the run ends with from the shards, all of one moment."""
+        try:
+            self._take_end(deployment, stop)
+        except (ActorLostError, OldDirectoryError, CallTimeoutError) as error:
+            if stop.reason is not StopReason.INTERRUPTED:
+                raise
+            # An interrupt reaches all processes of a group, and workers that were made here end with it.
+            logger.warning("the last point was lost with its worker, and the one kept before is the result: %s", error)
+            self._stop = stop
+
+    def _take_end(self, deployment: Deployment, stop: Stop) -> None:
         # Replicas may be in the middle of a lease.
         deployment.run(deployment.server.freeze())
         self._last = self._read_last(deployment, stop)
@@ -557,6 +591,11 @@ def _furthest(marks: Iterable[dict[LeaseKey, int]]) -> dict[LeaseKey, int]:
         for key, mark in each.items():
             furthest[key] = max(mark, furthest.get(key, -1))
     return furthest
+
+
+def _least(marks: Sequence[dict[LeaseKey, int]]) -> dict[LeaseKey, int]:
+    """Per lease the lowest of some marks; -1 where one of them has none."""
+    return {key: min(each.get(key, -1) for each in marks) for key in set[LeaseKey]().union(*marks)}
 
 
 def _best_name(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,8 @@ from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.courier import Arrived, Carry, Courier
 from dask_belief.objective import Objective, penalised_of
 from dask_belief.parameter_server.directory import Directory, Renew
-from dask_belief.parameter_server.exchange import Exchange, Exchanged, Traffic
-from dask_belief.parameter_server.executor import Ahead, PlainExecutor
+from dask_belief.parameter_server.exchange import Exchange, Exchanged, Sent, Traffic
+from dask_belief.parameter_server.executor import Ahead, PlainExecutor, bytes_of
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
 from dask_belief.parameter_server.updates import UpdateSpec
 
@@ -67,12 +68,25 @@ class PlainStepExecutor(PlainExecutor):
         self._rule = spec.method.rule
         # An exchange may wait for other replicas, and they are waited for as long as a run may stall.
         limit_seconds = 2 * limits().call_seconds + spec.method.stalled_after_seconds
-        self._courier = Courier(spec.directory, carry or self.server.exchange, spec.caller, spec.backend, limit_seconds)
-        # The parameters in use: a buffer of the courier's where the backend computes on the host.
-        self._used = self._courier.buffer()
-        self.parameters = spec.backend.asarray(self._used)
+        # What travels as bfloat16 is held as uint16.
+        self._is_narrow = spec.method.wire_dtype is not None
+        self._courier = Courier(
+            spec.directory,
+            carry or self.server.exchange,
+            spec.caller,
+            spec.backend,
+            limit_seconds,
+            "uint16" if self._is_narrow else None,
+        )
+        if self._lends:
+            self._used = self._courier.buffer()
+            self.parameters = self._used
+        else:
+            self.parameters = self._new_vector()
+        # On a device: what is pushed as bfloat16, before it goes to the host.
+        self._bits: Sent | None = None
         self._versions: tuple[int, ...] = (0,) * self.server.n_pieces
-        # What has accrued since the last push; None right after it.
+        # What has accrued since the last push: None right after it, or what the rounding of the push left out.
         self._accrued: Vector | None = None
         self._spare: list[Vector] = []
         self._penalty = self._penalty_weights(penalised_of(spec.objective), spec.method)
@@ -92,6 +106,11 @@ class PlainStepExecutor(PlainExecutor):
         """What was exchanged so far, and how long was waited for it."""
         return self._courier.traffic
 
+    def holdings(self) -> Mapping[str, int]:
+        """As of every executor; beside, what has accrued, and what the local steps need."""
+        accrued = bytes_of(self._accrued, self._bits, *self._spare)
+        return {**super().holdings(), "accrued": accrued, "rule": bytes_of(self._penalty, *self._local_state.values())}
+
     # Exchanges.
 
     def exchange(
@@ -106,11 +125,13 @@ class PlainStepExecutor(PlainExecutor):
         ask = Exchange(self._replica, at, push, vector, self._versions)
         return self._courier.send(ask, vector, effective_step)
 
-    def _outgoing(self) -> Vector:
+    def _outgoing(self) -> Sent:
         """What has accrued, in a buffer that is the courier's from now on."""
+        assert self._accrued is not None
+        if self._is_narrow:
+            return self._taken(self._accrued)
         accrued, self._accrued = self._accrued, None
-        assert accrued is not None
-        if self._on_host:
+        if self._lends:
             # The very vector goes out: nothing is copied.
             return accrued
         outgoing = self._backend.to_host(accrued, out=self._courier.buffer())
@@ -118,12 +139,31 @@ class PlainStepExecutor(PlainExecutor):
         self._spare.append(accrued)
         return outgoing
 
+    def _taken(self, vector: Vector) -> Sent:
+        """Take as bfloat16 what a vector holds, into a buffer of the courier's; the rest stays in it."""
+        outgoing = self._courier.buffer()
+        if self._on_host:
+            self._backend.take_bfloat16_(vector, outgoing)
+            return outgoing
+        if self._bits is None:
+            self._bits = self._backend.empty(vector.shape, np.uint16)
+        # Half the bytes cross from the device.
+        self._backend.take_bfloat16_(vector, self._bits)
+        self._backend.to_host(self._bits, out=outgoing)
+        self._backend.sync()
+        return outgoing
+
     @property
     def _on_host(self) -> bool:
         return self._backend.name == "numpy"
 
+    @property
+    def _lends(self) -> bool:
+        """Whether the courier's buffers are computed in: on the host, where what travels is of the run's dtype."""
+        return self._on_host and not self._is_narrow
+
     def _new_gradient(self) -> Vector:
-        if self._on_host:
+        if self._lends:
             return self._courier.buffer()
         return self._spare.pop() if self._spare else self._new_vector()
 
@@ -135,13 +175,21 @@ class PlainStepExecutor(PlainExecutor):
     def _use(self, arrived: Arrived) -> None:
         """Compute with what was fetched from now on."""
         self._versions = arrived.versions
-        if self._on_host:
+        if self._lends:
             self._courier.give_back(self._used)
             self.parameters = self._used = arrived.buffer
         else:
-            self._backend.xp.copyto(self.parameters, self._backend.asarray(arrived.buffer))
-            self._backend.sync()
-            self._courier.give_back(arrived.buffer)
+            self._bring(arrived.buffer, self.parameters)
+
+    def _bring(self, buffer: Sent, into: Vector) -> None:
+        """Copy what arrived to where it is computed with, and give its memory back."""
+        brought = self._backend.asarray(buffer)
+        if self._is_narrow:
+            self._backend.from_bfloat16_(brought, into)
+        else:
+            self._backend.xp.copyto(into, brought)
+        self._backend.sync()
+        self._courier.give_back(buffer)
 
     def applied(self, lease: LeaseKey) -> int:
         """The last mini-batch of a lease that every shard has applied; -1 for none."""
@@ -238,10 +286,21 @@ class ElasticStepExecutor(PlainStepExecutor):
         """Begin to send the replica's parameters, and to bring what theirs were moved by; at first, to fetch them."""
         if push is None:
             return None if self._is_begun else super().exchange(at, push, effective_step, ahead)
-        own = self._backend.to_host(self.parameters, out=self._courier.buffer())
-        self._backend.sync()
+        own = self._own()
         ask = Exchange(self._replica, at, push, own, self._versions, is_elastic=True)
         return self._courier.send(ask, own, effective_step)
+
+    def _own(self) -> Sent:
+        """The replica's parameters, in a buffer that is the courier's from now on."""
+        if not self._is_narrow:
+            own = self._backend.to_host(self.parameters, out=self._courier.buffer())
+            self._backend.sync()
+            return own
+        # What rounding leaves out is sent with the next: on the average over exchanges they are the replica's own.
+        if self._accrued is None:
+            self._accrued = self._backend.zeros(self.parameters.shape, self.parameters.dtype)
+        self._backend.add_(self.parameters, self._accrued)
+        return self._taken(self._accrued)
 
     def accrue(self, n_rows: int) -> None:
         """Step by the mean gradient of the last mini-batch, penalty included; nothing accrues."""
@@ -261,11 +320,17 @@ class ElasticStepExecutor(PlainStepExecutor):
             super()._use(arrived)
             return
         self._versions = arrived.versions
-        self._backend.axpy_(-1.0, self._backend.asarray(arrived.buffer), self.parameters)
+        moved = self._backend.asarray(arrived.buffer)
+        if self._is_narrow:
+            bits, moved = moved, self._scratch()
+            self._backend.from_bfloat16_(bits, moved)
+        self._backend.axpy_(-1.0, moved, self.parameters)
         self._backend.sync()
         self._courier.give_back(arrived.buffer)
 
 
 def update_spec(method: Downpour, is_recorded: bool) -> UpdateSpec:
     """How the shards of a run apply pushes."""
-    return UpdateSpec(method.rule, method.n_replicas, method.weight_decay, method.staleness, is_recorded)
+    return UpdateSpec(
+        method.rule, method.n_replicas, method.weight_decay, method.staleness, is_recorded, method.wire_dtype
+    )

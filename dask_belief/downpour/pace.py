@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import time
 from collections import deque
 
@@ -54,7 +53,8 @@ class Pace:
             if time.monotonic() - began > self._limit_seconds:
                 raise CallTimeoutError(
                     f"the slowest replica made no mini-batch within {self._limit_seconds:g} seconds, and this one may "
-                    "not go further ahead. Look at the workers' logs."
+                    "not go further ahead. Look in the dashboard which worker does nothing, or allow a larger "
+                    "max_staleness."
                 )
             if not self._asked:
                 self._ask()
@@ -65,8 +65,4 @@ class Pace:
         self._asked.append(self._hub.start("tick", self._done, limits().poll_seconds))
 
     def _take(self) -> None:
-        limit_seconds = limits().poll_seconds + limits().call_seconds + 5.0
-        try:
-            self._allowed = self._asked.popleft().result(limit_seconds)
-        except concurrent.futures.TimeoutError as error:
-            raise CallTimeoutError(f"the ledger gave no answer within {limit_seconds:g} seconds.") from error
+        self._allowed = self._hub.wait_for(self._asked.popleft())

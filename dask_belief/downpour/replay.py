@@ -38,7 +38,7 @@ from dask_belief.downpour.synchronous import SynchronousLine
 from dask_belief.downpour.trainer import Trainer, Work
 from dask_belief.errors import ArgumentError, DataError, NoProgressError
 from dask_belief.models.network import Network
-from dask_belief.objective import Objective, check_objective, penalised_of
+from dask_belief.objective import Objective, check_objective, draws_of, penalised_of
 from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import Synchronous
 from dask_belief.parameter_server.directory import Directory
@@ -273,7 +273,8 @@ class _Replay:
         carry = None
         if isinstance(self._method.staleness, Synchronous):
             carry = SynchronousLine(ParameterServer(self._directory, self._caller), _no_ledger)
-        trainer = Trainer(step_executor(steps, carry), self._method, self._record.head["seed"])
+        executor = step_executor(steps, carry)
+        trainer = Trainer(executor, self._method, self._record.head["seed"], draws_of(steps.objective))
         with contextlib.suppress(_ScriptEndedError), backend.computing():
             for key, first in self._leases(replica):
                 unit = self._plan[key.lease]

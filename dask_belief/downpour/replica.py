@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.hub import RUN_IS_OVER, Over
 from dask_belief.cluster.hub_line import Asked, HubLine
 from dask_belief.cluster.limits import Limits, limits
-from dask_belief.cluster.replicas import Standing, live, read_ahead_bytes
+from dask_belief.cluster.replicas import Team, live, read_ahead_bytes
+from dask_belief.cluster.standing import Standing
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.units import UnitPlan, WorkUnit
@@ -28,8 +30,12 @@ from dask_belief.downpour.pace import Pace
 from dask_belief.downpour.sparse_executor import SparseStepExecutor, is_sparse
 from dask_belief.downpour.synchronous import SynchronousLine
 from dask_belief.downpour.trainer import Trainer, Work
+from dask_belief.model_parallel.executor import PartitionedStepExecutor
+from dask_belief.model_parallel.partitioned import PartitionedNetwork
+from dask_belief.model_parallel.plan import LEAD
+from dask_belief.model_parallel.team import OwnPart, PieceLife, own_part, renew_by
 from dask_belief.monitoring.events import ReplicaProgress
-from dask_belief.objective import Objective
+from dask_belief.objective import Objective, draws_of
 from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.consistency import ElasticAveraging, MaxStaleness, Synchronous
 from dask_belief.parameter_server.directory import Directory
@@ -39,6 +45,9 @@ from dask_belief.parameter_server.messages import LeaseKey
 logger = logging.getLogger(__name__)
 
 Vector = NDArray[np.floating]
+
+# How a replica needs less memory on its device.
+_DEVICE_ADVICE = "give each of them to one worker process with one thread, or ask for a smaller batch_size="
 
 # How often a replica tells of itself.
 _TELLING_SECONDS = 0.5
@@ -60,6 +69,8 @@ class ReplicaSpec:
         The run's root seed.
     limits
         Of the run.
+    team
+        The tasks of the replica, where the network is in pieces.
     """
 
     objective: Objective
@@ -70,6 +81,7 @@ class ReplicaSpec:
     backend: str
     seed: int
     limits: Limits
+    team: Team | None = None
 
 
 def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
@@ -80,7 +92,24 @@ def downpour_replica(spec: ReplicaSpec, dataset: Dataset, replica: str) -> str:
     str
         Why it ended.
     """
-    return live(replica, spec.backend, spec.limits, lambda standing: Replica(spec, dataset, replica, standing))
+
+    def make(standing: Standing) -> Replica:
+        return Replica(spec, dataset, replica, standing)
+
+    return live(replica, spec.backend, spec.limits, make, _DEVICE_ADVICE)
+
+
+def downpour_piece(spec: ReplicaSpec, number: int, replica: str) -> str:
+    """Compute one piece of a replica's network until the lead ends; runs as one long Dask task."""
+
+    def make(standing: Standing) -> PieceLife:
+        caller = Caller.of_worker(standing.worker)
+        renew = renew_by(spec.ledger, replica, caller, spec.limits.poll_seconds)
+        steps = StepSpec(replica, spec.objective, spec.directory, caller, get_backend(spec.backend), spec.method, renew)
+        own = _own_part(steps, spec.team, number, standing)
+        return PieceLife(_own_executor(steps, own), number, own.correspondent)
+
+    return live(f"piece {number} of {replica}", spec.backend, spec.limits, make, _DEVICE_ADVICE)
 
 
 class Replica:
@@ -102,7 +131,8 @@ class Replica:
         carry = None
         if isinstance(method.staleness, Synchronous):
             carry = SynchronousLine(ParameterServer(spec.directory, caller, renew), self._hub.call)
-        self._trainer = Trainer(step_executor(steps, carry), method, spec.seed)
+        executor = step_executor(steps, carry, spec.team, standing)
+        self._trainer = Trainer(executor, method, spec.seed, draws_of(spec.objective))
         self._reading_seconds = 0.0
         self._lease_waiting_seconds = 0.0
         self._told_at = -math.inf
@@ -127,9 +157,14 @@ class Replica:
                 break
         return "cancelled, or the ledger was silent"
 
+    def holdings(self) -> Mapping[str, int]:
+        """What this replica has on its device: the vectors of its executor; its rows are on the host."""
+        return self._trainer.executor.holdings()
+
     def close(self) -> None:
-        """Let the reader go."""
+        """Let the reader go, and the pieces."""
         self._prefetcher.close()
+        self._trainer.executor.close()
 
     def _train(self, lease: RowLease) -> bool:
         """Train on one lease, and report it once every shard has its last push; False when it was broken off."""
@@ -175,6 +210,7 @@ class Replica:
             push_waiting_seconds=traffic.push_waiting_seconds,
             lease_waiting_seconds=self._lease_waiting_seconds,
             pace_waiting_seconds=0.0 if self._pace is None else self._pace.waiting_seconds,
+            pieces_waiting_seconds=trainer.executor.pieces_waiting_seconds,
             staleness_mean=traffic.staleness_sum / traffic.n_pushes if traffic.n_pushes else math.nan,
         )
 
@@ -185,10 +221,27 @@ class Replica:
         self._prefetcher.schedule([self._spec.plan[LeaseKey(*lease.key).lease]])
 
 
-def step_executor(steps: StepSpec, carry: Carry | None) -> StepExecutor:
-    """Choose the executor that the objective and the options ask for."""
+def step_executor(
+    steps: StepSpec, carry: Carry | None, team: Team | None = None, standing: Standing | None = None
+) -> StepExecutor:
+    """Choose the executor that the objective and the options ask for; of a network in pieces the lead's."""
+    if isinstance(steps.objective, PartitionedNetwork):
+        own = _own_part(steps, team, LEAD, standing)
+        inner = _own_executor(steps, own)
+        return PartitionedStepExecutor(inner, steps.objective, own.correspondent, steps.backend, steps.directory.dtype)
     if isinstance(steps.method.staleness, ElasticAveraging):
         return ElasticStepExecutor(steps, carry)
     if is_sparse(steps.objective, steps.method, steps.backend.name):
         return SparseStepExecutor(steps, carry)
     return PlainStepExecutor(steps, carry)
+
+
+def _own_part(steps: StepSpec, team: Team | None, number: int, standing: Standing | None) -> OwnPart:
+    assert isinstance(steps.objective, PartitionedNetwork) and steps.renew is not None
+    assert team is not None and standing is not None
+    return own_part(steps.objective, team, number, steps.directory, steps.renew, steps.caller, standing, steps.backend)
+
+
+def _own_executor(steps: StepSpec, own: OwnPart) -> StepExecutor:
+    """Make the executor of one piece's own range of the parameters."""
+    return step_executor(replace(steps, objective=own.objective, directory=own.directory, renew=own.renew), None)

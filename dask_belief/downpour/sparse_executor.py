@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_belief.backend import Scalar
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.courier import Arrived, Carry
 from dask_belief.downpour.executor import PlainStepExecutor, StepSpec
 from dask_belief.objective import Objective, touched_of
 from dask_belief.parameter_server.consistency import ElasticAveraging, Synchronous
-from dask_belief.parameter_server.exchange import Exchange, Exchanged
+from dask_belief.parameter_server.exchange import Exchange, Exchanged, Sent
 from dask_belief.parameter_server.executor import Ahead
 from dask_belief.parameter_server.messages import PushKey, StepKey
 from dask_belief.parameter_server.selection import Selection
@@ -83,22 +84,36 @@ class SparseStepExecutor(PlainStepExecutor):
         if push is None:
             return self._courier.send(ask, None, effective_step)
         buffer, chosen = self._courier.buffer(), self._since_push
-        vector = chosen.take(self._total, out=buffer[: chosen.n_elements])
-        chosen.fill(self._total, 0.0)
+        vector = self._gathered(chosen, buffer[: chosen.n_elements])
         self._since_push = _NOTHING
         ask = Exchange(self._replica, at, push, vector, self._versions, chosen, fetch_selection=wanted)
         return self._courier.send(ask, buffer, effective_step)
 
+    def _gathered(self, chosen: Selection, out: Sent) -> Sent:
+        """What has accrued where it was touched, as it travels; what rounding leaves out stays for the next push."""
+        if not self._is_narrow:
+            chosen.take(self._total, out=out)
+            chosen.fill(self._total, 0.0)
+            return out
+        compact = chosen.take(self._total, out=self._scratch_for("accrued", chosen))
+        self._backend.take_bfloat16_(compact, out)
+        chosen.put(compact, self._total)
+        return out
+
     def _use(self, arrived: Arrived) -> None:
         self._versions = arrived.versions
         assert arrived.selection is not None
-        arrived.selection.put(arrived.values, self.parameters)
+        values = arrived.values
+        if self._is_narrow:
+            values = self._scratch_for("fetched", arrived.selection)
+            self._backend.from_bfloat16_(arrived.values, values)
+        arrived.selection.put(values, self.parameters)
         self._courier.give_back(arrived.buffer)
 
-    def compute(self, inputs: Any, targets: Any) -> float:
+    def compute(self, inputs: Any, targets: Any, key: int | None = None) -> Scalar:
         """Find the gradient sum of a mini-batch where it touches; gives the loss sum."""
         self._touched = Selection(self._ranges_of(inputs, targets))
-        return self._gradients(self.parameters, inputs, targets, self.gradient, only_touched=True)
+        return self._gradients(self.parameters, inputs, targets, self.gradient, only_touched=True, key=key)
 
     def accrue(self, n_rows: int) -> None:
         """Add the mean gradient of the last mini-batch to what has accrued; make the local step."""

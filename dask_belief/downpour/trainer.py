@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dask_belief.backend import Scalar
 from dask_belief.data.batches import MiniBatches
 from dask_belief.data.units import WorkUnit
 from dask_belief.downpour.config import Downpour
@@ -19,6 +20,7 @@ from dask_belief.parameter_server.consistency import ElasticAveraging, Synchrono
 from dask_belief.parameter_server.exchange import Exchanged
 from dask_belief.parameter_server.executor import Ahead, StepExecutor
 from dask_belief.parameter_server.messages import LeaseKey, PushKey, StepKey
+from dask_belief.seeds import key as key_of
 from dask_belief.seeds import stream
 
 
@@ -71,6 +73,8 @@ class Trainer:
         The options.
     seed
         The run's root seed: it decides the order of a lease's rows.
+    draws
+        Whether the objective draws random numbers.
 
     Attributes
     ----------
@@ -80,13 +84,14 @@ class Trainer:
         Mini-batches and rows trained on so far, and the time in the objective and the local steps.
     """
 
-    def __init__(self, executor: StepExecutor, method: Downpour, seed: int) -> None:
+    def __init__(self, executor: StepExecutor, method: Downpour, seed: int, draws: bool = False) -> None:
         self.executor = executor
         self.n_steps = 0
         self.n_rows = 0
         self.computing_seconds = 0.0
         self._method = method
         self._seed = seed
+        self._draws = draws
         self._is_elastic = isinstance(method.staleness, ElasticAveraging)
         # What the next lease will touch, and what rounds it will find, is not known at the end of this one.
         self._begins_with_fetch = executor.is_sparse or isinstance(method.staleness, Synchronous)
@@ -119,23 +124,24 @@ class Trainer:
         order = stream(self._seed, "rows", *key)
         batches = MiniBatches(work.inputs, work.targets, self._method.batch_size, order, first=first)
         push: PushKey | None = None
-        pushed_to, loss_sum, n_rows = first - 1, 0.0, 0
+        loss_sum: Scalar = 0.0
+        pushed_to, n_rows = first - 1, 0
         for step, inputs, targets in batches:
             executor.exchange(StepKey(key, step, first), push, *self._fetch(batches, step, first, push))
             # What is done is on its way, however long this replica is held back.
             if not may_go_on():
                 return None
             executor.take_effect(self.n_steps)
-            loss_sum += self._compute(inputs, targets, work.unit, step)
+            loss_sum = loss_sum + self._compute(inputs, targets, work, step)
             n_rows += len(inputs)
             push = None
             if (step + 1) % self._method.n_push == 0 or step == len(batches) - 1:
-                self._require_finite(work.unit, step)
+                self._require_finite(work.unit, step, executor.number(loss_sum))
                 push = PushKey(key, pushed_to + 1, step)
                 pushed_to = step
         end = len(batches)
         sent = executor.exchange(StepKey(key, end, first), push, *self._fetch(batches, end, first, push))
-        return Trained(end, loss_sum, n_rows, sent)
+        return Trained(end, executor.number(loss_sum), n_rows, sent)
 
     def _fetch(self, batches: MiniBatches, step: int, first: int, push: PushKey | None) -> tuple[float | None, Ahead]:
         """When the fetch that is begun now takes effect, and for which rows it is; None when none is begun.
@@ -158,11 +164,13 @@ class Trainer:
         until = (step // n_fetch + 1) * n_fetch + lag
         return done + wait, lambda: batches.ahead(step + wait, until)
 
-    def _compute(self, inputs: Any, targets: Any, unit: WorkUnit, step: int) -> float:
-        """The loss sum of a mini-batch, whose gradient has accrued then."""
-        began = time.perf_counter()
+    def _compute(self, inputs: Any, targets: Any, work: Work, step: int) -> Scalar:
+        """The loss sum of a mini-batch, whose gradient has accrued then; on a device it is looked at with a push."""
+        began, unit = time.perf_counter(), work.unit
+        # By the mini-batch alone, so that whoever computes it draws the same.
+        drawn_from = key_of(self._seed, "pass", *work.key, step) if self._draws else None
         try:
-            loss = self.executor.compute(inputs, targets)
+            loss = self.executor.compute(inputs, targets, drawn_from)
         except DaskBeliefError:
             raise
         except Exception as error:
@@ -170,26 +178,28 @@ class Trainer:
                 f"the objective raised {type(error).__name__}: {error}, in mini-batch {step} of unit {unit.number} "
                 f"(rows {unit.start} to {unit.stop - 1})."
             ) from error
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"the loss is {loss} in mini-batch {step} of unit {unit.number} (rows {unit.start} to {unit.stop - 1},"
-                " shuffled). Look for NaN or huge values in these rows (dataset.check(nan=True)), scale the inputs, or "
-                "lower the learning rate."
-            )
+        if isinstance(loss, float) and not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss} in mini-batch {step} of {_told(unit)}")
         self.executor.accrue(len(inputs))
         self.n_steps += 1
         self.n_rows += len(inputs)
         self.computing_seconds += time.perf_counter() - began
         return loss
 
-    def _require_finite(self, unit: WorkUnit, step: int) -> None:
+    def _require_finite(self, unit: WorkUnit, step: int, loss_sum: float) -> None:
         """Refuse to push what would spoil the shards."""
+        where = f"in mini-batch {step}, or since the push before it, of {_told(unit)}"
+        if not math.isfinite(loss_sum):
+            raise NonFiniteError(f"the loss is {loss_sum} {where}")
         if not self.executor.accrued_is_finite():
-            raise NonFiniteError(
-                f"the gradient is NaN, infinite or huge in mini-batch {step}, or since the push before it, of unit "
-                f"{unit.number} (rows {unit.start} to {unit.stop - 1}, shuffled). Look for NaN or huge values in these "
-                "rows (dataset.check(nan=True)), scale the inputs, or lower the learning rate."
-            )
+            raise NonFiniteError(f"the gradient is NaN, infinite or huge {where}")
+
+
+def _told(unit: WorkUnit) -> str:
+    return (
+        f"unit {unit.number} (rows {unit.start} to {unit.stop - 1}, shuffled). Look for NaN or huge values in these "
+        "rows (dataset.check(nan=True)), scale the inputs, or lower the learning rate."
+    )
 
 
 def _nothing() -> tuple[NDArray[Any], NDArray[Any]]:

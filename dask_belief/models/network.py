@@ -6,15 +6,15 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from dask_belief.backend import Array, Backend, get_backend
+from dask_belief.backend import Array, Backend, Scalar, get_backend
 from dask_belief.checks import check_count
 from dask_belief.errors import ArgumentError, DataError
-from dask_belief.models.layers import Layer, layer_from_config
+from dask_belief.models.layers import Layer, is_ours, layer_from_config
 from dask_belief.models.layout import ParameterLayout, Shape, check_real, check_shape
 from dask_belief.models.losses import Loss, get_loss
 from dask_belief.models.propagation import Propagation
@@ -40,7 +40,8 @@ class Network:
     finite is returned, not raised. Arrays on the host and on the network's device will both do; `out` must be where
     the network computes. Any number of threads may use one network: each has buffers of its own.
 
-    A network pickles as its configuration and its backend's name.
+    A network pickles as its configuration and its backend's name; with a layer of the user's own, as its layers. Its
+    configuration is all that a file holds of it: see `dask_belief.register_layer`.
 
     Raises
     ------
@@ -76,6 +77,11 @@ class Network:
         self._loss.check_outputs(self.n_outputs)
 
     @property
+    def draws(self) -> bool:
+        """Whether a layer draws random numbers while it is trained, so that `loss_and_gradient` needs a key."""
+        return any(layer.draws for layer in self.layers)
+
+    @property
     def layout(self) -> ParameterLayout:
         """Where each parameter array lies; ``"1.weights"`` are the weights of the second layer."""
         return self._stack.layout
@@ -89,6 +95,11 @@ class Network:
     def n_outputs(self) -> int:
         """How many numbers the last layer gives for a row."""
         return self._stack.n_outputs
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes of one row: of the inputs, and of what each layer gives."""
+        return tuple(self._stack.shapes)
 
     @functools.cached_property
     def penalised(self) -> npt.NDArray[np.bool_]:
@@ -134,7 +145,33 @@ class Network:
     def _touched(self, inputs: Array, targets: Array) -> npt.NDArray[np.int64]:
         # Not the dtype of parameters: ids need none.
         with self.backend.computing():
-            return self._stack.touched(self.backend.to_host(self._rows(inputs, np.dtype(np.int64))))
+            return self._stack.touched(self.backend.to_host(self.rows(inputs, np.dtype(np.int64))))
+
+    @overload
+    def loss_and_gradient(
+        self,
+        parameters: Array,
+        inputs: Array,
+        targets: Array,
+        *,
+        out: Array | None = None,
+        only_touched: bool = False,
+        is_awaited: Literal[True] = True,
+        key: int | None = None,
+    ) -> tuple[float, Array]: ...
+
+    @overload
+    def loss_and_gradient(
+        self,
+        parameters: Array,
+        inputs: Array,
+        targets: Array,
+        *,
+        out: Array | None = None,
+        only_touched: bool = False,
+        is_awaited: bool,
+        key: int | None = None,
+    ) -> tuple[Scalar, Array]: ...
 
     def loss_and_gradient(
         self,
@@ -144,7 +181,9 @@ class Network:
         *,
         out: Array | None = None,
         only_touched: bool = False,
-    ) -> tuple[float, Array]:
+        is_awaited: bool = True,
+        key: int | None = None,
+    ) -> tuple[Scalar, Array]:
         """Give the loss and its gradient, both summed over the rows.
 
         Parameters
@@ -157,19 +196,31 @@ class Network:
             Leave what lies outside `touched` as it is in `out`, where else it becomes zero: a mini-batch then costs the
             rows of an `Embedding` that it touches, not the whole table. Makes no difference without one, and needs
             `out`.
+        is_awaited
+            False to wait for nothing on a device: the loss is an array of one value there.
+        key
+            What a network that `draws` takes its random numbers from, zero or more: the same key with the same
+            mini-batch draws the same. `dask_belief.seeds.key` makes one. Others take no notice of it.
 
         Returns
         -------
         loss_sum
-            Python float.
+            Python float, but for `is_awaited`.
         gradient_sum
             `out`, or the new vector.
 
         Raises
         ------
         ArgumentError
-            A shape or dtype does not fit, ids are no entries, or targets lie outside the classes.
+            A shape or dtype does not fit, ids are no entries, targets lie outside the classes, or the network draws and
+            there is no key.
         """
+        check_count("key", key, low=0, may_be_none=True)
+        if self.draws and key is None:
+            raise ArgumentError(
+                "key: expected a whole number, since a layer of the network (Dropout) draws random numbers, got None. "
+                "Give one that is another for each mini-batch, as dask_belief.seeds.key makes it."
+            )
         if only_touched and out is None:
             raise ArgumentError("only_touched: expected out with it, whose untouched elements keep their values.")
         backend = self.backend
@@ -178,15 +229,17 @@ class Network:
             gradient = backend.empty(self.n_parameters, parameters.dtype) if out is None else self._vector(out, "out")
             if gradient.dtype != parameters.dtype:
                 raise ArgumentError(f"out: expected dtype {parameters.dtype}, as parameters, got {gradient.dtype}.")
-            rows = self._rows(inputs, parameters.dtype)
+            rows = self.rows(inputs, parameters.dtype)
             loss = self._propagation.loss_and_gradient(
                 self._stack.views(parameters),
                 rows,
                 targets,
                 self._stack.views(gradient),
                 only_touched=only_touched,
+                key=key,
             )
-        return loss, gradient
+            is_known = is_awaited or backend.name == "numpy"
+            return (backend.item(loss) if is_known else loss), gradient
 
     def predict(self, parameters: Array, inputs: Array, *, batch_rows: int = BATCH_ROWS) -> Array:
         """Predict, from host to host.
@@ -210,7 +263,7 @@ class Network:
             of_layers = self._stack.views(parameters)
             predictions = np.empty((len(inputs), self.n_outputs), parameters.dtype)
             for where in _batches(len(inputs), batch_rows):
-                rows = self._rows(inputs[where], parameters.dtype)
+                rows = self.rows(inputs[where], parameters.dtype)
                 backend.to_host(self._propagation.predict(of_layers, rows), out=predictions[where])
         return predictions
 
@@ -234,7 +287,7 @@ class Network:
             parameters = self._vector(parameters, "parameters")
             of_layers = self._stack.views(parameters)
             for where in _batches(len(inputs), BATCH_ROWS):
-                rows = self._rows(inputs[where], parameters.dtype)
+                rows = self.rows(inputs[where], parameters.dtype)
                 for name, value in self._propagation.evaluate(of_layers, rows, targets[where]).items():
                     sums[name] = sums.get(name, 0.0) + value
         return sums
@@ -296,7 +349,9 @@ class Network:
         Raises
         ------
         ArgumentError
-            The format, a key or a kind of layer is unknown, or a value is wrong.
+            The format or a key is unknown, or a value is wrong.
+        UnknownLayerError
+            No layer of a kind that it names is registered.
         """
         expected = {"format", "input_shape", "layers", "loss"}
         if set(config) != expected or config["format"] != FORMAT:
@@ -306,9 +361,11 @@ class Network:
             )
         return cls([layer_from_config(layer) for layer in config["layers"]], config["loss"], config["input_shape"])
 
-    def __reduce__(self) -> tuple[object, tuple[dict[str, Any], Backend]]:
-        """Pickle as configuration and backend."""
-        return _restore, (self.to_config(), self.backend)
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        """Pickle as configuration and backend; a layer that the other process need not know, as it is."""
+        if all(is_ours(layer) for layer in self.layers):
+            return _restore, (self.to_config(), self.backend)
+        return _rebuild, (self.layers, self.loss, self.input_shape, self.backend)
 
     @functools.cached_property
     def _stack(self) -> Stack:
@@ -330,10 +387,14 @@ class Network:
         self.layout.check(checked, name)
         return checked
 
-    def _rows(self, inputs: Array, dtype: np.dtype[Any]) -> Array:
+    def rows(self, inputs: Array, dtype: np.dtype[Any]) -> Array:
         """Check the inputs, and bring them to where the network computes; as ids where there is an embedding."""
         embedding = self._stack.embedding
-        rows = self.backend.asarray(inputs, dtype if embedding is None else None)
+        if embedding is None:
+            rows = self.backend.asarray(inputs, dtype)
+        else:
+            # Ids on the host are checked there, which needs no wait for a device.
+            rows = inputs if isinstance(inputs, np.ndarray) else self.backend.asarray(inputs)
         if rows.ndim == 0 or math.prod(rows.shape[1:]) != math.prod(self.input_shape):
             raise ArgumentError(f"inputs: expected rows of shape {self.input_shape}, got an array of {rows.shape}.")
         if embedding is not None:
@@ -343,6 +404,10 @@ class Network:
 
 def _restore(config: Mapping[str, Any], backend: Backend) -> Network:
     return Network.from_config(config).on(backend)
+
+
+def _rebuild(layers: Sequence[Layer], loss: str, input_shape: Shape, backend: Backend) -> Network:
+    return Network(layers, loss, input_shape, backend=backend)
 
 
 def _batches(n_rows: int, batch_rows: int) -> Iterator[slice]:

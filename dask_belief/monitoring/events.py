@@ -122,6 +122,8 @@ class ReplicaProgress:
         Without work because data, parameters, the sending of a gradient, or the next lease were not there.
     pace_waiting_seconds
         Held back because others were too far behind.
+    pieces_waiting_seconds
+        Of computing, what the lead of a network in pieces waited for the others.
     staleness_mean
         Of its pushes, each by its stalest piece; NaN before the first.
     """
@@ -141,6 +143,7 @@ class ReplicaProgress:
     lease_waiting_seconds: float
     pace_waiting_seconds: float
     staleness_mean: float = math.nan
+    pieces_waiting_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,7 @@ class DownpourProgressed:
         Of gradients and of parameters, over all replicas.
     computing_seconds, reading_seconds
     fetch_waiting_seconds, push_waiting_seconds, lease_waiting_seconds, pace_waiting_seconds
+    pieces_waiting_seconds
         Sums over replicas, see `ReplicaProgress`.
     server_seconds
         Work of all shards together.
@@ -229,6 +233,7 @@ class DownpourProgressed:
     push_waiting_seconds: float = 0.0
     lease_waiting_seconds: float = 0.0
     pace_waiting_seconds: float = 0.0
+    pieces_waiting_seconds: float = 0.0
     server_seconds: float = 0.0
     staleness_mean: float = math.nan
     staleness_p95: float = math.nan

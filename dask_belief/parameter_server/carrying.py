@@ -4,7 +4,7 @@ Actors call nobody, so short Dask tasks do it, each pinned to one end of the way
 
     save        shard ──> task on the keeper's worker ──> keeper          or    shard ──> task there ──> checkpoint
     fill        keeper, checkpoint ──> task on the new shard's worker ──> shard
-    hand over   shard ──> task on the new shard's worker ──> shard
+    hand over   shard ──> task on the new shard's worker ──> shard        or    keeper ──> task there ──> new keeper
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dask_belief.checkpoint import CheckpointStore, Part, SavedState
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.futures import is_loss, let_go
-from dask_belief.cluster.limits import Limits, limited_by
+from dask_belief.cluster.limits import AT_HAND_SECONDS, Limits, limited_by
 from dask_belief.errors import ActorLostError, CallTimeoutError, StaleError
 from dask_belief.parameter_server.updates import STATE, VALUES, SavedPiece
 
@@ -327,7 +327,31 @@ class HandOver:
                 target.write(name, piece.start, source.read(name, piece))
 
 
-Errand = Save | Fill | FillUpdates | HandOver
+@dataclass(frozen=True)
+class HandOverParts:
+    """Carry what one keeper holds to another, which takes its place.
+
+    Attributes
+    ----------
+    source, target, limits
+        From where, to where, and how long to wait.
+    parts
+        The name of each part's vector, and where the part begins.
+    """
+
+    source: ActorAddress
+    target: ActorAddress
+    limits: Limits
+    parts: tuple[tuple[str, int], ...]
+
+    def run(self, caller: Caller) -> None:
+        """Carry part by part."""
+        for name, start in self.parts:
+            values = caller.run(caller.call(self.source, "read", name, start))
+            caller.run(caller.call(self.target, "write", name, start, values))
+
+
+Errand = Save | Fill | FillUpdates | HandOver | HandOverParts
 
 
 def carry(errand: Errand) -> Carried | None:
@@ -399,7 +423,7 @@ class Errands:
                 raise ActorLostError(f"worker {gone[0]} was lost, and what was carried by it.")
             for future in failed:
                 self._raise(future)
-            return [future.result(timeout=1.0) for future in self._futures]
+            return [future.result(timeout=AT_HAND_SECONDS) for future in self._futures]
         except concurrent.futures.TimeoutError as error:
             raise ActorLostError(f"what was carried was lost: {error!r}") from error
         finally:
@@ -407,10 +431,15 @@ class Errands:
 
     @staticmethod
     def _raise(future: Future[Any]) -> None:
-        error = None if future.cancelled() else future.exception(timeout=1.0)
+        error = None if future.cancelled() else future.exception(timeout=AT_HAND_SECONDS)
         if error is None or is_loss(error) or isinstance(error, ActorLostError | CallTimeoutError | StaleError):
             raise ActorLostError(f"what was carried by {future.key} did not arrive: {error!r}") from error
         raise error
+
+    @property
+    def workers(self) -> list[str]:
+        """The workers of those that are under way and have not ended."""
+        return sorted({worker for future, worker in self._futures.items() if not future.done()})
 
     def finish(self, watch: Callable[[], Mapping[str, int]], limit_seconds: float) -> list[Any]:
         """Wait for them.

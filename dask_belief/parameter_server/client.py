@@ -245,9 +245,14 @@ class ParameterServer:
         answers = await all_of([self._call(shard, "marks", of_any) for shard in shards])
         return [{LeaseKey(*lease): mark for lease, mark in answer.items()} for answer in answers]
 
-    async def advance(self, shards: Collection[int], marks: dict[LeaseKey, int]) -> int:
-        """Count mini-batches as applied that shards, put back to an older state, have lost; gives the most of one."""
-        lost: list[int] = await all_of([self._call(shard, "advance", marks) for shard in shards])
+    async def advance(
+        self, shards: Collection[int], marks: dict[LeaseKey, int], held: dict[LeaseKey, int] | None = None
+    ) -> int:
+        """Count mini-batches as applied that shards, put back to an older state, have lost; gives the most of one.
+
+        See `Updates.advance`; nothing is held without a mark where it is left out.
+        """
+        lost: list[int] = await all_of([self._call(shard, "advance", marks, held or {}) for shard in shards])
         return max(lost)
 
     async def freeze(self) -> None:

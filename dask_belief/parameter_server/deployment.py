@@ -9,7 +9,8 @@ replicas, hears who comes and goes, and gives a lost replica's work back to the 
                         and all replicas with it
     shard with a copy   the copy takes its place                     nothing
     shard               `ActorLostError`                             `replace`, from what was saved
-    (a worker leaves)   replicas and hub move off                    `hand_over` of its shards, when it can
+    (a worker leaves)   replicas and hub move off                    `hand_over` of its shards, and of keepers,
+                                                                     when it can
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ from dask_belief.cluster.futures import is_loss
 from dask_belief.cluster.hub import RUN_IS_OVER
 from dask_belief.cluster.limits import limits
 from dask_belief.cluster.membership import Joined, Leaving, Lost, Membership, wait_for_a_worker
-from dask_belief.cluster.placement import place, place_one, replicas_to_start
-from dask_belief.cluster.replicas import ReplicaPool
+from dask_belief.cluster.placement import place, place_one, replicas_to_start, teams_to_start
+from dask_belief.cluster.replicas import InPieces, ReplicaPool
 from dask_belief.errors import (
     ActorLostError,
     CallTimeoutError,
@@ -55,9 +56,6 @@ _IDLE_LOSSES = 5
 # When a call to an actor fails, the scheduler's word that its worker is gone follows within moments.
 _NEWS_SECONDS = 2.0
 _LOOK_SECONDS = 0.01
-
-# What replicas are given to end by themselves when there is no time.
-_URGENT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,8 @@ class DeploymentSpec:
         Makes that spec from the directory of the shards and the hub's address.
     dataset
         The data set, sent to each replica's worker.
+    in_pieces
+        How replicas in pieces are made; None for those of one task.
     """
 
     run: str
@@ -99,6 +99,7 @@ class DeploymentSpec:
     replica: Callable[[Any, Any, str], str]
     replica_spec: Callable[[Directory, ActorAddress], object]
     dataset: object
+    in_pieces: InPieces | None = None
 
 
 class Deployment:
@@ -150,7 +151,9 @@ class Deployment:
             self.shards = Shards(client, self._host, spec.run, spec.shards, placement.shards, self.there)
             self._hub = self._spawn_hub(placement.hub, 0)
             replica_spec = spec.replica_spec(self.directory, self._hub)
-            self._pool = ReplicaPool(client, spec.run, spec.replica, replica_spec, spec.dataset)
+            self._pool = ReplicaPool(
+                client, spec.run, spec.replica, replica_spec, spec.dataset, spec.in_pieces, self._host
+            )
             self._host.ready([*self.directory.shards, self._hub])
             self._caller = Caller.of_client(client, {actor.worker for actor in self._actors})
         except BaseException:
@@ -168,6 +171,11 @@ class Deployment:
     def workers(self) -> Mapping[str, int]:
         """The workers that are there and stay, with their threads."""
         return self._membership.workers
+
+    @property
+    def leaving(self) -> Collection[str]:
+        """The workers that are there, and are to be left."""
+        return self._leaving
 
     @property
     def caller(self) -> Caller:
@@ -215,11 +223,16 @@ class Deployment:
         """Start the replicas that are missing."""
         if self._is_over:
             return
-        counts = self._pool.by_worker
-        for worker in replicas_to_start(self.workers, counts, self._spec.n_replicas):
-            if self._pool.start(worker) is None:
+        for workers in self._missing_replicas():
+            if self._pool.start(*workers) is None:
                 # It left; the announcement is on its way.
                 break
+
+    def _missing_replicas(self) -> Iterable[tuple[str, ...]]:
+        spec, counts = self._spec, self._pool.by_worker
+        if spec.in_pieces is None:
+            return ((worker,) for worker in replicas_to_start(self.workers, counts, spec.n_replicas))
+        return teams_to_start(self.workers, counts, len(self._pool), spec.n_replicas, spec.in_pieces.n_pieces)
 
     @property
     def n_replicas(self) -> int:
@@ -384,6 +397,9 @@ class Deployment:
 
     def _restore_hub(self, reason: object) -> None:
         """Make the hub anew on another worker; replicas end by themselves, and others are started."""
+        if not self.workers:
+            # The last of them left since a worker was waited for; the next try waits again.
+            raise ActorLostError("no worker is there on which the coordinator or ledger could be made anew.")
         taken = [shard.worker for shard in self.directory.shards]
         old = self._hub
         # One that comes to nothing has a number, too: a key is never used again.
@@ -443,7 +459,7 @@ class Deployment:
         self.shards.copy(self._caller, self._publish)
 
     def _move_off(self) -> None:
-        """Leave the workers that are to be left, but for shards, which the driver has to hand over first."""
+        """Leave the workers that are to be left, once nobody has an actor there that the driver is to hand over."""
         if not self._leaving:
             return
         if not self.workers:
@@ -456,10 +472,10 @@ class Deployment:
         copies = {copy.worker for copy in self.directory.copies if copy is not None}
         if copies & self._leaving:
             self.shards.promote_copies(self._caller, copies & self._leaving, self._publish)
-        with_shards = {self.directory.shards[index].worker for index in self.leaving_shards()}
-        for worker in sorted(self._leaving - with_shards):
+        with_actors = set(self._host.workers)
+        for worker in sorted(self._leaving - with_actors):
             self._membership.left(worker)
-        self._leaving &= with_shards
+        self._leaving &= with_actors
 
     # Replicas.
 
@@ -488,7 +504,8 @@ class Deployment:
 
     def close(self) -> None:
         """End the replicas and let the actors go; nothing of the run stays on the cluster."""
-        stop_seconds = _URGENT_SECONDS if self.is_urgent else limits().stop_seconds
+        self._membership.is_urgent = self.is_urgent
+        stop_seconds = limits().urgent_seconds if self.is_urgent else limits().stop_seconds
         if self._client.status == "running" and self._hub.worker in self.workers:
             with contextlib.suppress(ActorLostError, CallTimeoutError):
                 finish = self._caller.call(self._hub, "finish", self._hub.generation, timeout_seconds=stop_seconds)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dask_belief.parameter_server.messages import PushKey, Round, StepKey
 from dask_belief.parameter_server.selection import Selection
 
-Vector = NDArray[np.floating]
+Sent = NDArray[Any]
+"""What travels: numbers of the run's dtype, or bfloat16 as uint16."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Exchange:
     replica, at
         Who asks, and where in its work.
     push, vector, bases
-        The work to push, its accrued gradients, and per piece how many updates it had had at the fetch they come from;
-        None, None and empty to fetch alone.
+        The work to push, its accrued gradients as they travel, and per piece how many updates it had had at the fetch
+        they come from; None, None and empty to fetch alone.
     push_selection
         What `vector` covers, compact; None for all parameters.
     into
-        Where to write the values; None to push alone.
+        Where to write the values, as they travel; None to push alone.
     fetch_selection
         What is wanted of them, compact; None for all.
     closed
@@ -39,10 +40,10 @@ class Exchange:
     replica: str
     at: StepKey
     push: PushKey | None = None
-    vector: Vector | None = None
+    vector: Sent | None = None
     bases: tuple[int, ...] = ()
     push_selection: Selection | None = None
-    into: Vector | None = None
+    into: Sent | None = None
     fetch_selection: Selection | None = None
     closed: Round | None = None
     is_elastic: bool = False

@@ -8,13 +8,13 @@ words on to its pieces, each of which talks to its own shards.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_belief.backend import Backend
+from dask_belief.backend import Backend, Scalar
 from dask_belief.binary_tree import Node, TreeSum
 from dask_belief.cluster.actors import Caller
 from dask_belief.objective import Gradients, Objective
@@ -33,11 +33,28 @@ Ahead = Callable[[], tuple[NDArray[Any], NDArray[Any]]]
 class Executor(Protocol):
     """What both methods tell the model to do; each word costs the same few messages whatever the model's size."""
 
-    def compute(self, inputs: Any, targets: Any) -> float:
-        """Find the gradient sum of some rows, kept inside until it is added or accrued; gives the loss sum."""
+    def compute(self, inputs: Any, targets: Any, key: int | None = None) -> Scalar:
+        """Find the gradient sum of some rows, kept inside until it is added or accrued; gives the loss sum.
+
+        `key` is what an objective that draws random numbers draws them from; see `Network.loss_and_gradient`. On a
+        device nothing is waited for: what is given may be added up, and `number` tells it.
+        """
+
+    def number(self, loss: Scalar) -> float:
+        """Tell a loss, or a sum of losses, that `compute` gave; waited for where it is not known yet."""
 
     def gradient_is_finite(self) -> bool:
         """Whether the gradient found so far holds neither NaN nor infinity."""
+
+    def holdings(self) -> Mapping[str, int]:
+        """Bytes of the vectors that it has where it computes, by what they are for."""
+
+    @property
+    def pieces_waiting_seconds(self) -> float:
+        """Of computing, what was waited for other pieces of the network."""
+
+    def close(self) -> None:
+        """Say that there is no more to come."""
 
 
 class BatchExecutor(Executor, Protocol):
@@ -100,13 +117,18 @@ def blocks(n_rows: int, block_rows: int) -> Iterator[slice]:
     return (slice(start, min(start + block_rows, n_rows)) for start in range(0, n_rows, block_rows))
 
 
+def bytes_of(*vectors: NDArray[Any] | None) -> int:
+    """Count the bytes of vectors, those that are not there left out."""
+    return sum(vector.nbytes for vector in vectors if vector is not None)
+
+
 class PlainExecutor:
     """One flat vector, one objective, one thread: what the plain executors of both methods share.
 
     Parameters
     ----------
     objective
-        What is trained; bound to the backend when it offers ``on(backend)``.
+        What is trained; bound to the backend when it offers ``on(backend)``, and then given rows wherever they are.
     directory
         Where the shards are.
     caller
@@ -127,6 +149,8 @@ class PlainExecutor:
     ) -> None:
         on = getattr(objective, "on", None)
         bound: Objective = objective if on is None else on(backend)
+        # One that is bound brings rows to the backend itself, and checks them on the host before.
+        self._is_bound = on is not None
         self._gradients = Gradients(bound)
         self._backend = backend
         self._caller = caller
@@ -141,21 +165,32 @@ class PlainExecutor:
         vector: Vector = self._backend.empty((directory.n_parameters,), directory.dtype)
         return vector
 
-    def compute(self, inputs: Any, targets: Any) -> float:
+    def compute(self, inputs: Any, targets: Any, key: int | None = None) -> Scalar:
         """Find the gradient sum of some rows and add it to what the unit has; gives the loss sum of these rows."""
-        inputs, targets = self._backend.asarray(inputs), self._backend.asarray(targets)
+        if not self._is_bound:
+            inputs, targets = self._backend.asarray(inputs), self._backend.asarray(targets)
         if not self._is_started:
             self._is_started = True
-            return self._gradients(self.parameters, inputs, targets, self.gradient)
+            return self._gradients(self.parameters, inputs, targets, self.gradient, key=key)
         if self._more is None:
             self._more = self._new_vector()
-        loss = self._gradients(self.parameters, inputs, targets, self._more)
+        loss = self._gradients(self.parameters, inputs, targets, self._more, key=key)
         self._backend.add_(self._more, self.gradient)
         return loss
+
+    def number(self, loss: Scalar) -> float:
+        """Tell a loss that `compute` gave, or a sum of such; waited for where it is not known yet."""
+        return loss if isinstance(loss, float) else self._backend.item(loss)
 
     def gradient_is_finite(self) -> bool:
         """Whether the gradient found so far holds neither NaN nor infinity."""
         return self._backend.is_finite(self.gradient)
+
+    def holdings(self) -> Mapping[str, int]:
+        """Bytes of the vectors that it has where it computes, by what they are for."""
+        # Before the first fetch there are no parameters.
+        parameters = getattr(self, "parameters", None)
+        return {"parameters": bytes_of(parameters), "gradients": bytes_of(self.gradient, self._more)}
 
     def take_gradient(self) -> Vector:
         """Give the gradient sum found so far, valid until the next `compute`, and begin a new one."""
@@ -165,6 +200,14 @@ class PlainExecutor:
     def drop_gradient(self) -> None:
         """Forget what was computed since the gradient was last taken."""
         self._is_started = False
+
+    @property
+    def pieces_waiting_seconds(self) -> float:
+        """Nothing: the network is in one piece."""
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing: nobody else is to know."""
 
 
 class PlainBatchExecutor(PlainExecutor):
@@ -206,6 +249,10 @@ class PlainBatchExecutor(PlainExecutor):
     def received_bytes(self) -> int:
         """Bytes of vectors that this replica fetched so far."""
         return self._received_bytes
+
+    def holdings(self) -> Mapping[str, int]:
+        """As of every executor; beside, the partial sums of the lease, and vectors for further ones."""
+        return {**super().holdings(), "sums": bytes_of(*self._sum.waiting.values(), *self._free)}
 
     def add(self, unit: int) -> None:
         """Add the unit's gradient to the sum of the lease, in the order of the tree."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from dask_belief.cluster.actors import ActorAddress, all_of
+from dask_belief.cluster.limits import limits
 from dask_belief.cluster.placement import place_one
 from dask_belief.errors import ActorLostError, CallTimeoutError
-from dask_belief.parameter_server.carrying import Keepers
+from dask_belief.parameter_server.carrying import HandOverParts, Keepers
 from dask_belief.parameter_server.deployment import Deployment
 from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.keeper import Keeper
@@ -44,29 +45,77 @@ class KeeperSet:
         workers = deployment.workers
         if len(workers) < 2:
             return None
-        made: dict[int, ActorAddress] = {}
+        missing = []
         for shard, actor in enumerate(deployment.directory.shards):
             keeper = self._of_shard.get(shard)
-            if keeper is not None and keeper.worker in workers and keeper.worker != actor.worker:
-                continue
+            if keeper is None or keeper.worker not in workers or keeper.worker == actor.worker:
+                missing.append(shard)
+        made = self._made(deployment, missing)
+        if made is None:
+            return None
+        self._take_up(deployment, made)
+        return missing
+
+    def _made(self, deployment: Deployment, shards: Iterable[int]) -> dict[int, ActorAddress] | None:
+        """Make keepers, each on another worker than its shard's; None when that was in vain."""
+        made: dict[int, ActorAddress] = {}
+        for shard in shards:
             taken = [each.worker for each in {**self._of_shard, **made}.values()]
-            worker = place_one(workers, taken, {actor.worker})
+            worker = place_one(deployment.workers, taken, {deployment.directory.shards[shard].worker})
             made[shard] = deployment.host.spawn(Keeper, f"keeper {shard}", worker, generation=self._n_made)
             self._n_made += 1
         try:
             deployment.host.ready(made.values())
         except ActorLostError as error:
             logger.info("no keepers were made: %s", error)
-            for keeper in made.values():
-                deployment.host.drop(keeper)
+            _drop(deployment, made)
             return None
+        return made
+
+    def _take_up(self, deployment: Deployment, made: Mapping[int, ActorAddress]) -> None:
         for shard, keeper in made.items():
             self._forget(deployment, shard)
             self._of_shard[shard] = keeper
-        return list(made)
+
+    def leaving(self, deployment: Deployment) -> list[int]:
+        """The shards whose keepers are on workers that are to be left."""
+        return [shard for shard, keeper in self._of_shard.items() if keeper.worker in deployment.leaving]
+
+    def hand_over(self, deployment: Deployment, parts: Mapping[int, Sequence[tuple[str, int]]]) -> bool:
+        """Carry what keepers hold to others that take their place.
+
+        Parameters
+        ----------
+        deployment
+            The run on the cluster.
+        parts
+            By shard, the parts to carry: the name of each one's vector, and where it begins.
+
+        Returns
+        -------
+        bool
+            Whether that was done; else all is as it was.
+        """
+        if len(deployment.workers) < 2:
+            return False
+        made = self._made(deployment, parts)
+        if made is None:
+            return False
+        errands = [
+            (keeper.worker, HandOverParts(self._of_shard[shard], keeper, limits(), tuple(parts[shard])))
+            for shard, keeper in made.items()
+        ]
+        try:
+            deployment.fill(errands)
+        except (ActorLostError, CallTimeoutError) as error:
+            logger.info("what keepers hold was not handed over: %s", error)
+            _drop(deployment, made)
+            return False
+        self._take_up(deployment, made)
+        return True
 
     def lose(self, deployment: Deployment) -> list[int]:
-        """Forget the keepers that are lost or have to go; gives their shards."""
+        """Forget the keepers that are lost, and those that have to go and were not handed over; gives their shards."""
         lost = [shard for shard, keeper in self._of_shard.items() if keeper.worker not in deployment.workers]
         for shard in lost:
             keeper = self._of_shard[shard]
@@ -91,3 +140,8 @@ class KeeperSet:
             await all_of([deployment.caller.call(keeper, "keep", names) for keeper in self._of_shard.values()])
         except (ActorLostError, CallTimeoutError) as error:
             logger.info("a keeper could not be told what to drop: %s", error)
+
+
+def _drop(deployment: Deployment, keepers: Mapping[int, ActorAddress]) -> None:
+    for keeper in keepers.values():
+        deployment.host.drop(keeper)

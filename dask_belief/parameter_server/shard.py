@@ -290,10 +290,10 @@ class Shard:
         self._check(generation)
         return self._updates.marks(of_any)
 
-    def advance(self, generation: int, marks: dict[LeaseKey, int]) -> int:
-        """Count mini-batches as applied that this shard, put back to an older state, has lost; gives their number."""
+    def advance(self, generation: int, marks: dict[LeaseKey, int], held: dict[LeaseKey, int]) -> int:
+        """Count mini-batches as applied that this shard, put back to an older state, lost; see `Updates.advance`."""
         self._check(generation)
-        return self._updates.advance({LeaseKey(*lease): mark for lease, mark in marks.items()})
+        return self._updates.advance(_of_leases(marks), _of_leases(held))
 
     def finished(self, generation: int) -> Finished:
         """Tell the leases whose marks were dropped."""
@@ -367,3 +367,8 @@ class Shard:
                 f"shard {self._spec.index}: generation {generation} was named, this is {self._generation}: it was "
                 "replaced, or not told."
             )
+
+
+def _of_leases(marks: dict[LeaseKey, int]) -> dict[LeaseKey, int]:
+    """Marks whose leases travelled as plain tuples."""
+    return {LeaseKey(*lease): mark for lease, mark in marks.items()}

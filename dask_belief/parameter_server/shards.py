@@ -297,6 +297,9 @@ class Shards:
         copy = self.directory.copy_of(index)
         avoided = {avoid.get(index), None if copy is None else copy.worker}
         there = self._there()
+        if not there:
+            # Whoever takes note of the loss waits for others.
+            raise ActorLostError(f"no worker is there on which shard {index} could be made anew.")
         stay = [worker for worker in self._taken if worker in there]
         return self._spawn(index, place_one(there, stay, {worker for worker in avoided if worker}), generation)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
-from dask_belief.cluster.limits import limits
+from dask_belief.cluster.limits import GRACE_SECONDS, limits
 from dask_belief.errors import CallTimeoutError
 from dask_belief.parameter_server.client import ParameterServer
 
@@ -52,10 +52,12 @@ class SharedFetch:
         CallTimeoutError
             When a shard, or another replica that fetches the same, takes too long.
         """
-        limit_seconds = limits().call_seconds + 10.0
+        # The other's fetch has a limit of its own.
+        limit_seconds = limits().call_seconds + 2 * GRACE_SECONDS
         if not self._lock.acquire(timeout=limit_seconds):
             raise CallTimeoutError(
-                f"another replica of this worker did not fetch the parameters within {limit_seconds:g} seconds."
+                f"another replica of {self._caller.own_address or 'this process'} did not fetch the parameters within "
+                f"{limit_seconds:g} seconds. A shard, or that worker, may be overloaded: look at them in the dashboard."
             )
         try:
             n_bytes = 0

@@ -8,15 +8,17 @@ different numbers of updates, in different orders.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_belief.backend import get_backend
 from dask_belief.errors import StaleError
 from dask_belief.monitoring.staleness import N_BINS, StalenessCounts, bin_of
 from dask_belief.optim.rules import Rule
 from dask_belief.parameter_server.consistency import ElasticAveraging, ScaleByStaleness, Staleness, Synchronous
+from dask_belief.parameter_server.exchange import Sent
 from dask_belief.parameter_server.messages import (
     NOTHING_FINISHED,
     Finished,
@@ -54,6 +56,8 @@ class UpdateSpec:
         What is done about old gradients.
     is_recorded
         Whether the order of exchanges is kept until it is asked for.
+    wire_dtype
+        Of what is pushed and given: None for that of the values, or ``"bfloat16"``, as uint16.
     """
 
     rule: Rule
@@ -61,6 +65,7 @@ class UpdateSpec:
     weight_decay: float = 0.0
     staleness: Staleness | None = None
     is_recorded: bool = False
+    wire_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,14 @@ class Push:
         the number of the round.
     gradient
         The accrued mean gradients, ``(length,)``, or compact where `runs` are given; with `ElasticAveraging` the
-        replica's parameters.
+        replica's parameters. As bfloat16 they are uint16.
     runs
         The ranges of the piece that `gradient` covers, int64 ``(n_runs, 2)``; None for all of it.
     """
 
     key: PushKey
     base: int
-    gradient: Vector
+    gradient: Sent
     runs: NDArray[np.int64] | None = None
 
 
@@ -170,8 +175,11 @@ class Updates:
         self.n_dropped = 0
         self._staleness = [0] * N_BINS
         self._is_behind = False
-        # The marks of pieces that nobody has exchanged with yet.
+        # The marks of pieces that nobody has exchanged with yet, and how many mini-batches they have lost.
         self._marks_at_first: dict[LeaseKey, int] = {}
+        self._lost_at_first = 0
+        # What came as bfloat16 is widened to here; it grows to the largest piece.
+        self._widened: Vector = np.empty(0, np.float32)
 
     def begin(self, is_behind: bool = False) -> None:
         """Make the rule's state for the values that were written.
@@ -202,7 +210,7 @@ class Updates:
         push: Push | None,
         fetch: bool | NDArray[np.int64],
         closed: Round | None = None,
-    ) -> tuple[int, Vector | None]:
+    ) -> tuple[int, Sent | None]:
         """Apply a push, give the values after it, or both.
 
         Parameters
@@ -221,8 +229,8 @@ class Updates:
         Returns
         -------
         n_updates, values
-            How many updates the piece has had, and the values or None. A push of `ElasticAveraging` gets what was added
-            to the values instead.
+            How many updates the piece has had, and the values as they travel, or None. A push of `ElasticAveraging`
+            gets what was added to the values instead.
 
         Raises
         ------
@@ -236,14 +244,15 @@ class Updates:
             self._catch_up(piece, closed.number)
             if closed.number == piece.n_rounds:
                 self._close(piece, place, closed)
-        is_taken, answer = False, None
+        is_taken = False
+        answer: Sent | None = None
         if push is not None:
             if self._is_done(piece, push.key):
                 self.n_dropped += 1
                 if isinstance(self._spec.staleness, ElasticAveraging):
                     answer = np.zeros_like(push.gradient)
             else:
-                is_taken, answer = self._take(piece, place, push)
+                is_taken, answer = self._take(piece, place, self._received(push))
         if fetch is not False:
             answer = self._copy(place, fetch)
         if self._spec.is_recorded:
@@ -252,18 +261,33 @@ class Updates:
         return piece.n_updates, answer
 
     def _new_piece(self) -> _Piece:
-        marks = self._marks_at_first
-        n_lost = sum(mark + 1 for mark in marks.values())
-        return _Piece(marks=dict(marks), caught_up=set() if self._is_behind else None, n_lost=n_lost)
+        caught_up: set[LeaseKey] | None = set() if self._is_behind else None
+        return _Piece(marks=dict(self._marks_at_first), caught_up=caught_up, n_lost=self._lost_at_first)
 
-    def _copy(self, place: slice, fetch: bool | NDArray[np.int64]) -> Vector:
+    def _copy(self, place: slice, fetch: bool | NDArray[np.int64]) -> Sent:
         values = self._vectors[VALUES][place]
-        return values.copy() if isinstance(fetch, bool) else Selection(fetch).take(values)
+        chosen = None if isinstance(fetch, bool) else Selection(fetch).take(values)
+        if self._spec.wire_dtype is not None:
+            return _rounded(values if chosen is None else chosen)
+        return values.copy() if chosen is None else chosen
+
+    def _received(self, push: Push) -> Push:
+        """Give a push in the dtype of the values, valid until the next one comes."""
+        if self._spec.wire_dtype is None:
+            return push
+        return replace(push, gradient=self._widen(push.gradient))
+
+    def _widen(self, bits: Sent) -> Vector:
+        if len(self._widened) < len(bits):
+            self._widened = np.empty(len(bits), np.float32)
+        widened = self._widened[: len(bits)]
+        get_backend("numpy").from_bfloat16_(bits, widened)
+        return widened
 
     def _is_done(self, piece: _Piece, key: PushKey) -> bool:
         return key.lease in self._finished or key.last <= piece.marks.get(key.lease, -1)
 
-    def _take(self, piece: _Piece, place: slice, push: Push) -> tuple[bool, Vector | None]:
+    def _take(self, piece: _Piece, place: slice, push: Push) -> tuple[bool, Sent | None]:
         """Do with a push what the run asks for; tells whether it was taken, and gives the answer to it."""
         staleness = self._spec.staleness
         if isinstance(staleness, Synchronous):
@@ -327,14 +351,19 @@ class Updates:
                 chosen.put(part, self._vectors[name][place])
         piece.n_updates += 1
 
-    def _pull(self, piece: _Piece, place: slice, own: Vector, elastic: ElasticAveraging) -> Vector:
+    def _pull(self, piece: _Piece, place: slice, own: Vector, elastic: ElasticAveraging) -> Sent:
         """Move the values towards a replica's, and tell by how much."""
         values = self._vectors[VALUES][place]
         pull = own - values
         pull *= np.asarray(elastic.elasticity / (self._spec.n_replicas or 1), values.dtype)
+        answer: Sent = pull
+        if self._spec.wire_dtype is not None:
+            # Both sides move by the very same: what one gives the other gets.
+            answer = _rounded(pull)
+            get_backend("numpy").from_bfloat16_(answer, pull)
         values += pull
         piece.n_updates += 1
-        return pull
+        return answer
 
     def _close(self, piece: _Piece, place: slice, closed: Round) -> None:
         """End a round: one step by the mean of its members' gradients, in the order of their leases."""
@@ -396,19 +425,31 @@ class Updates:
         chosen = max if of_any else min
         return {lease: chosen(piece.marks.get(lease, -1) for piece in self._pieces.values()) for lease in leases}
 
-    def advance(self, marks: Mapping[LeaseKey, int]) -> int:
-        """Count mini-batches as applied that pieces, put back to an older state, have lost; gives their number."""
+    def advance(self, marks: Mapping[LeaseKey, int], held: Mapping[LeaseKey, int]) -> int:
+        """Count mini-batches as applied that pieces, put back to an older state, have lost; gives their number.
+
+        Parameters
+        ----------
+        marks
+            Per lease the last mini-batch that is to count as applied.
+        held
+            Per lease the last mini-batch that the values hold although the pieces have no mark of it: not lost.
+        """
         marks = {lease: mark for lease, mark in marks.items() if lease not in self._finished}
+
+        def n_missing(known: Mapping[LeaseKey, int]) -> int:
+            has = {lease: max(known.get(lease, -1), held.get(lease, -1)) for lease in marks}
+            return sum(max(0, mark - has[lease]) for lease, mark in marks.items())
+
         if not self._pieces:
-            self._marks_at_first = dict(marks)
-            return sum(mark + 1 for mark in marks.values())
+            self._marks_at_first, self._lost_at_first = dict(marks), n_missing({})
+            return self._lost_at_first
         lost = 0
         for piece in self._pieces.values():
-            missing = {lease: mark for lease, mark in marks.items() if mark > piece.marks.get(lease, -1)}
-            n_missing = sum(mark - piece.marks.get(lease, -1) for lease, mark in missing.items())
-            piece.marks |= missing
-            piece.n_lost += n_missing
-            lost = max(lost, n_missing)
+            n_lost = n_missing(piece.marks)
+            piece.marks |= {lease: mark for lease, mark in marks.items() if mark > piece.marks.get(lease, -1)}
+            piece.n_lost += n_lost
+            lost = max(lost, n_lost)
         return lost
 
     @property
@@ -423,7 +464,7 @@ class Updates:
 
     def save(self, place: slice, with_staged: bool = False) -> SavedPiece:
         """Give a copy of all that is kept for one piece, as of one instant; of the present round only when asked."""
-        piece = self._pieces.get(place.start, _Piece())
+        piece = self._pieces.get(place.start) or self._new_piece()
         return SavedPiece(
             values=self._vectors[VALUES][place].copy(),
             state={name: self._vectors[STATE + name][place].copy() for name in self.state_names},
@@ -462,3 +503,10 @@ class Updates:
         piece = self._pieces.get(offset, _Piece())
         log, piece.log = piece.log, []
         return log
+
+
+def _rounded(values: Vector) -> Sent:
+    """Give a copy of values as bfloat16."""
+    bits: Sent = np.empty(len(values), np.uint16)
+    get_backend("numpy").to_bfloat16_(values, bits)
+    return bits

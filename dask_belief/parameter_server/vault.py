@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_belief.checkpoint import CheckpointStore, Part, SavedState
+from dask_belief.cluster.asking import from_store
 from dask_belief.cluster.limits import limits
 from dask_belief.errors import ActorLostError, CallTimeoutError
 from dask_belief.parameter_server.carrying import (
@@ -150,7 +151,9 @@ class Vault:
         self._share = Share(SAVING_SHARE, LEAST_SECONDS)
         self._began_at = self.saved_at = 0.0
         self._commit = commit
-        self._number = max(store.numbers(), default=0) if store is not None else 0
+        self._number = (
+            0 if store is None else from_store(store.path, "looking at", lambda: max(store.numbers(), default=0))
+        )
         # Complete parts in the place: by the vector's name there, then by the number of the shard.
         self._parts: dict[str, dict[int, tuple[Part, ...]]] = {}
         # What will never change, by what it is called for good: its name in the place.
@@ -252,12 +255,14 @@ class Vault:
         for name, vector in own.items():
             names[name] = self._name(name, name)
             if names[name] not in self._parts and self._store is not None:
-                spans = pieces(range(len(vector)), vector.dtype)
-                parts = [
-                    self._store.write_part(names[name], span.start, vector[span.start : span.stop]) for span in spans
-                ]
+                parts = from_store(self._store.path, f"writing {name} to", self._writing(names[name], vector))
                 self._parts[names[name]] = {_ALL_SHARDS: tuple(parts)}
         return names
+
+    def _writing(self, name: str, vector: Vector) -> Callable[[], list[Part]]:
+        store, spans = self._store, pieces(range(len(vector)), vector.dtype)
+        assert store is not None
+        return lambda: [store.write_part(name, span.start, vector[span.start : span.stop]) for span in spans]
 
     def _has(self, name: str, shard: int) -> bool:
         return not {shard, _ALL_SHARDS}.isdisjoint(self._parts.get(name, ()))
@@ -281,15 +286,20 @@ class Vault:
         try:
             brought: list[Carried] | None = self._errands.poll(deployment.workers)
             if brought is None:
-                self._check_time(under_way)
+                self._check_time(under_way, self._errands.workers)
                 return None
         except (ActorLostError, CallTimeoutError) as error:
-            logger.info("save %d is given up: %s", under_way.number, error)
+            # A lost worker is told of in other ways; one that takes too long is not.
+            level = logging.WARNING if isinstance(error, CallTimeoutError) else logging.INFO
+            logger.log(level, "save %d is given up: %s", under_way.number, error)
             self.give_up()
             return None
         self._under_way = None
         saved, began = self._tied(under_way, brought), time.monotonic()
-        self._commit(saved)
+        if self._store is None:
+            self._commit(saved)
+        else:
+            from_store(self._store.path, f"committing state {saved.number} to", lambda: self._commit(saved))
         # What the carrying took, not what this waited for besides.
         seconds = max(each.seconds for each in brought) + time.monotonic() - began
         self.newest, self.saved_at = saved, under_way.at
@@ -300,10 +310,15 @@ class Vault:
         return SavedNow(saved, seconds, sum(each.n_bytes for each in brought))
 
     @staticmethod
-    def _check_time(under_way: _UnderWay) -> None:
+    def _check_time(under_way: _UnderWay, workers: list[str]) -> None:
         limit_seconds = limits().no_progress_seconds
         if time.monotonic() - under_way.began > limit_seconds:
-            raise CallTimeoutError(f"what is saved did not arrive within {limit_seconds:g} seconds.")
+            raise CallTimeoutError(
+                f"saved state {under_way.number} was not carried within {limit_seconds:g} seconds by tasks on "
+                f"{', '.join(workers)}. Look whether these workers are paused for lack of memory, and whether what "
+                "they save to answers; where it is only slow, save less often or give a larger "
+                "Limits(no_progress_seconds=...)."
+            )
 
     def finish(self, deployment: Deployment, now: Callable[[], float]) -> SavedNow | None:
         """Wait for the save under way; None when it was given up."""
@@ -338,8 +353,10 @@ class Vault:
         saved = self.newest
         if saved is None or self._store is None or name not in saved.state["own"]:
             return None
-        at = saved.state["own"][name]
-        return np.concatenate([self._store.read_part(at, part) for part in saved.vectors[at]])
+        store, at = self._store, saved.state["own"][name]
+        parts = saved.vectors[at]
+        read = from_store(store.path, f"reading {name} from", lambda: [store.read_part(at, part) for part in parts])
+        return np.concatenate(read)
 
     def give_up(self) -> None:
         """Forget the save under way."""
@@ -355,10 +372,16 @@ class Vault:
     def look(self, deployment: Deployment) -> None:
         """Take note of keepers that are lost or have to go, and of shards that do not hold the newest state.
 
-        What a keeper held is carried again with the next save. A shard does not hold the state when it was made anew
-        from something else, or was handed over since.
+        What a keeper that has to go holds is handed over; what a lost one held is carried again with the next save. A
+        shard does not hold the state when it was made anew from something else, or was handed over since.
         """
         self._lacking = self._without_state(deployment.directory)
+        leaving = self._keepers.leaving(deployment)
+        if leaving:
+            # Its parts are on their way to where they would soon be gone.
+            self.give_up()
+            self._share.reset()
+            self._keepers.hand_over(deployment, {shard: self._kept(shard) for shard in leaving})
         lost = self._keepers.lose(deployment)
         if lost:
             self.give_up()
@@ -366,6 +389,11 @@ class Vault:
         if lost or self._lacking:
             # Until then the loss of one more worker costs the whole state.
             self._share.reset()
+
+    def _kept(self, shard: int) -> list[tuple[str, int]]:
+        """What the keeper of a shard holds of the newest state."""
+        names = () if self.newest is None else self.newest.vectors
+        return [(name, part.start) for name in names for part in self._parts.get(name, {}).get(shard, ())]
 
     def keeper_workers(self) -> dict[int, str]:
         """The worker of each shard's keeper."""

@@ -11,10 +11,12 @@ import logging
 import math
 
 from dask_belief.cluster.actors import ActorAddress
+from dask_belief.cluster.asking import threads_of_workers
 from dask_belief.cluster.limits import limits
 from dask_belief.data.units import UnitPlan, plan_units
 from dask_belief.errors import ActorLostError, OldDirectoryError
-from dask_belief.memory_needs import Needs
+from dask_belief.memory_needs import Needs, task_parameters
+from dask_belief.model_parallel.team import n_pieces_of, pieces_of, ranges_of
 from dask_belief.objective import penalised_of
 from dask_belief.optim.backtracking import ProjectedSearch
 from dask_belief.optim.direction import DirectionRule
@@ -25,7 +27,6 @@ from dask_belief.parameter_server.client import ParameterServer
 from dask_belief.parameter_server.deployment import Deployment, DeploymentSpec
 from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.messages import Drop, FirstHessian
-from dask_belief.parameter_server.ranges import shard_ranges
 from dask_belief.parameter_server.shards import ShardsSpec
 from dask_belief.recovery import Loss, Source, source_of
 from dask_belief.run import Outcome, Run, Vector
@@ -36,7 +37,7 @@ from dask_belief.sandblaster.full_batch import FullBatch, Penalty
 from dask_belief.sandblaster.memory_plan import largest_level, sandblaster_needs
 from dask_belief.sandblaster.minimiser import Minimiser
 from dask_belief.sandblaster.progress import Progress
-from dask_belief.sandblaster.replica import ReplicaSpec, sandblaster_replica
+from dask_belief.sandblaster.replica import ReplicaSpec, sandblaster_piece, sandblaster_replica
 from dask_belief.sandblaster.steps import DIAGONAL, POINT, OrthantWise, Smooth, Steps
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class SandblasterDriver:
         self._method = method
         self._progress = Progress()
         self._stop: Stop | None = None
+        self._has_begun = False
         self._plan = self._resumed_plan() or plan_units(
             facts.dataset.n_rows,
             facts.dataset.chunk_rows,
@@ -90,15 +92,23 @@ class SandblasterDriver:
         """
         planned = (float(self._method.max_iter), "iterations")
         with self._run.on_cluster(self._deployment_spec(), planned) as deployment:
-            prepare = self._begin
-            while True:
-                try:
-                    prepare(deployment)
-                    return self._train(deployment)
-                except (ActorLostError, OldDirectoryError) as error:
-                    reason = error
-                    prepare = self._go_back
-                deployment.find_losses(reason)
+            try:
+                return self._drive(deployment)
+            except KeyboardInterrupt:
+                if not self._has_begun:
+                    raise
+                return self._outcome(self._interrupted(deployment), {})
+
+    def _drive(self, deployment: Deployment) -> Outcome:
+        prepare = self._begin
+        while True:
+            try:
+                prepare(deployment)
+                return self._train(deployment)
+            except (ActorLostError, OldDirectoryError) as error:
+                reason = error
+                prepare = self._go_back
+            deployment.find_losses(reason)
 
     def kept(self) -> Vector:
         """The best parameters that are on the host."""
@@ -106,10 +116,12 @@ class SandblasterDriver:
 
     def _deployment_spec(self) -> DeploymentSpec:
         facts, method = self._run.facts, self._method
-        max_level = largest_level(facts.initial.nbytes)
+        max_level = largest_level(task_parameters(facts.objective) * facts.initial.itemsize)
         n_parameters = facts.objective.n_parameters
-        ranges = shard_ranges(n_parameters, method.n_shards or min(len(facts.client.nthreads()), n_parameters))
-        memory = self._run.plan_memory(self._needs, ranges, n_replicas=None)
+        n_shards = method.n_shards or min(len(threads_of_workers(facts.client)), n_parameters)
+        in_pieces = pieces_of(facts.objective, sandblaster_piece)
+        ranges = ranges_of(facts.objective, n_shards)
+        memory = self._run.plan_memory(self._needs, ranges, None, n_pieces_of(facts.objective))
 
         def replica_spec(directory: Directory, coordinator: ActorAddress) -> ReplicaSpec:
             return ReplicaSpec(
@@ -141,6 +153,7 @@ class SandblasterDriver:
             replica=sandblaster_replica,
             replica_spec=replica_spec,
             dataset=facts.dataset,
+            in_pieces=in_pieces,
         )
 
     def _needs(self, n_replicas: int) -> Needs:
@@ -237,19 +250,31 @@ class SandblasterDriver:
         minimiser = Minimiser(
             run, deployment, batch, rule, self._steps(rule), criteria, progress, {"plan": self._plan.to_config()}
         )
+        self._has_begun = True
         if self._stop is None:
             # Otherwise shards were lost after the end, and only validation is left.
             deployment.start_replicas()
             self._stop = self._minimise(minimiser, deployment, mark)
         is_validated = self._stop.reason is not StopReason.INTERRUPTED
+        return self._outcome(self._stop, minimiser.validate() if is_validated else {})
+
+    def _outcome(self, stop: Stop, validation: dict[str, float]) -> Outcome:
+        run, progress = self._run, self._progress
         return Outcome(
             parameters=run.best,
             loss=progress.value,
-            stop=self._stop,
+            stop=stop,
             passes=float(progress.evaluations),
-            repeatable=run.is_repeatable and method.max_seconds is None,
-            validation=minimiser.validate() if is_validated else {},
+            repeatable=run.is_repeatable and self._method.max_seconds is None,
+            validation=validation,
         )
+
+    def _interrupted(self, deployment: Deployment) -> Stop:
+        """Go back to the last point that the driver has a copy of, and end at once."""
+        logger.warning("interrupted: the last point that was kept is the result")
+        deployment.is_urgent = True
+        self._progress.go_back()
+        return Stop(StopReason.INTERRUPTED, {"iteration": float(self._progress.iteration)})
 
     def _steps(self, rule: DirectionRule) -> Steps:
         """How searches go: within an orthant where there is an L1 penalty, else along a line."""
@@ -267,8 +292,5 @@ class SandblasterDriver:
             self._run.keep(deployment, POINT)
             self._progress.keep()
         except KeyboardInterrupt:
-            logger.warning("interrupted: the last point that was kept is the result")
-            deployment.is_urgent = True
-            self._progress.go_back()
-            stop = Stop(StopReason.INTERRUPTED, {"iteration": float(self._progress.iteration)})
+            stop = self._interrupted(deployment)
         return stop

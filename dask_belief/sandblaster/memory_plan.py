@@ -16,7 +16,14 @@ import numpy as np
 
 from dask_belief.data.dataset import Dataset
 from dask_belief.data.units import UnitPlan
-from dask_belief.memory_needs import Needs, evaluation_bytes, extra_gradients, sent_bytes, workspace_bytes
+from dask_belief.memory_needs import (
+    Needs,
+    evaluation_bytes,
+    extra_gradients,
+    sent_bytes,
+    task_parameters,
+    workspace_bytes,
+)
 from dask_belief.objective import Objective
 from dask_belief.optim.lbfgs import CurvatureMemory
 from dask_belief.sandblaster.config import Sandblaster
@@ -71,7 +78,7 @@ def sandblaster_needs(
         Of the run, on all workers.
     """
     item_bytes, row_bytes = np.dtype(dtype).itemsize, dataset.row_bytes(dtype)
-    vector_bytes = objective.n_parameters * item_bytes
+    vector_bytes = task_parameters(objective) * item_bytes
     rule = method.direction_rule()
     n_pairs = rule.history_size if isinstance(rule, CurvatureMemory) else 1
     named = (_ORTHANT_VECTORS if method.l1 else _SMOOTH_VECTORS) + 2 * (n_pairs + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,9 @@ from dask_belief.backend.cuda import Elementwise, RowByRow
 from dask_belief.backend.operations import OPERATIONS
 
 ROWS = {name: o.cuda for name, o in OPERATIONS.items() if isinstance(o.cuda, RowByRow)}
+C_TYPES = {"float32 ": "float ", "uint16 ": "unsigned short "}
+"""What CuPy makes of the names of dtypes."""
+
 ELEMENTS = {name: o.cuda for name, o in OPERATIONS.items() if isinstance(o.cuda, Elementwise)}
 
 
@@ -52,13 +56,16 @@ def test_the_array_that_is_written_comes_last(name: str) -> None:
 def test_bodies_compile(tmp_path: Path, real: str) -> None:
     """A compiler takes every body, for either dtype, without a warning."""
     # One name space each, since each source brings its own prologue.
-    text = [f"namespace of_{name} {{ {body.source(real)} }}" for name, body in ROWS.items()]
+    text = ["typedef unsigned long long uint64; typedef long long int64;"]
+    text += [f"namespace of_{name} {{ {body.source(real)} }}" for name, body in ROWS.items()]
     for name, body in ELEMENTS.items():
         declared = [part.strip() for part in body.inputs.split(",") if part.strip()]
         parameters = [f"const {part}" for part in declared]
-        parameters += [part.strip().replace("T ", "T& ") for part in body.outputs.split(",")]
+        parameters += [" & ".join(part.split()) for part in body.outputs.split(",")]
+        for dtype, in_c in C_TYPES.items():
+            parameters = [part.replace(dtype, in_c) for part in parameters]
         text.append(f"template <class T> __device__ void of_{name}({', '.join(parameters)}) {{ {body.body}; }}")
-        types = ", ".join(part.replace("T", real).rsplit(" ", 1)[0] for part in parameters)
+        types = ", ".join(re.sub(r"\bT\b", real, part).rsplit(" ", 1)[0] for part in parameters)
         text.append(f"template __device__ void of_{name}<{real}>({types});")
     source = tmp_path / "operations.cu"
     source.write_text("\n".join(text))

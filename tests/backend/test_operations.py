@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from dask_belief.backend import Array, Backend
 from dask_belief.backend.operations import BLOCK_ELEMENTS, FEW_COLUMNS, OPERATIONS, RULE_BLOCK_BYTES
+from dask_belief.errors import ArgumentError
 
 SEED = 11
 SHAPES = [
@@ -222,6 +224,109 @@ def test_rules(backend: Backend, length: int, dtype: type[np.floating]) -> None:
         close(backend, (values | state)[name], expected)
 
 
+def every_kind_of_float32() -> NDArray[np.float32]:
+    """Each sign, exponent and upper half of a mantissa there is, with lower halves around a tie and at the ends."""
+    upper = np.arange(2**16, dtype=np.uint32)[:, np.newaxis] << 16
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    return (upper | lower).reshape(-1).view(np.float32)
+
+
+def as_bfloat16(values: Array) -> NDArray[np.float32]:
+    """Round numbers that are not NaN to eight binary digits, by their definition and in float64."""
+    wider = wide(values)
+    _, exponents = np.frexp(wider)
+    with np.errstate(invalid="ignore", over="ignore"):
+        unit = np.ldexp(1.0, np.maximum(exponents, -125) - 8)
+        rounded = np.where(np.isinf(wider), wider, np.rint(wider / unit) * unit)
+        # What is a unit above the largest is infinite.
+        return rounded.astype(np.float32)
+
+
+def test_bfloat16_is_the_nearest_and_even_of_two(backend: Backend) -> None:
+    """Over all exponents, ties, numbers too small to be normal, infinities and NaN with any other bits."""
+    values = every_kind_of_float32()
+    is_nan = np.isnan(values)
+    bits = backend.empty(len(values), np.uint16)
+    backend.to_bfloat16_(backend.asarray(values), bits)
+    found = backend.to_host(bits)
+    expected = as_bfloat16(values[~is_nan]).view(np.uint32) >> 16
+    np.testing.assert_array_equal(found[~is_nan], expected)
+    # Quiet, and else the bits that it had.
+    np.testing.assert_array_equal(found[is_nan], values[is_nan].view(np.uint32) >> 16 | 0x40)
+
+
+def test_what_bfloat16_leaves_out_stays_behind(backend: Backend) -> None:
+    """What was taken and what stays add up to what there was, exactly; nothing stays of what is not finite."""
+    values = every_kind_of_float32()
+    is_nan = np.isnan(values)
+    on_device, bits = backend.asarray(values.copy()), backend.empty(len(values), np.uint16)
+    backend.take_bfloat16_(on_device, bits)
+    plain = backend.empty(len(values), np.uint16)
+    backend.to_bfloat16_(backend.asarray(values), plain)
+    np.testing.assert_array_equal(backend.to_host(bits), backend.to_host(plain))
+    taken = as_bfloat16(values[~is_nan])
+    expected = np.where(np.isinf(taken), 0, wide(values[~is_nan]) - np.where(np.isinf(taken), 0, taken))
+    found = backend.to_host(on_device)
+    # A device may flush what is too small to be normal.
+    smallest = 0.0 if backend.name == "numpy" else float(np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(found[~is_nan], expected, rtol=0, atol=smallest)
+    assert (found[is_nan] == 0).all()
+
+
+def test_bfloat16_is_widened_exactly(backend: Backend) -> None:
+    """Each of the 65,536 becomes the float32 whose upper half it is."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    values = backend.empty(len(bits), np.float32)
+    backend.from_bfloat16_(backend.asarray(bits), values)
+    np.testing.assert_array_equal(backend.to_host(values).view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_bfloat16_over_blocks(backend: Backend, length: int) -> None:
+    """Of any length, each element by itself; what is only read stays as it is."""
+    values = draw(length)
+    on_device, bits = backend.asarray(values.copy()), backend.asarray(np.full(length + 1, 7, np.uint16))
+    with backend.computing():
+        head = bits[:length]
+    backend.to_bfloat16_(on_device, head)
+    np.testing.assert_array_equal(backend.to_host(on_device), values)
+    assert backend.to_host(bits)[length] == 7
+    widened = backend.empty(length, np.float32)
+    backend.from_bfloat16_(head, widened)
+    np.testing.assert_array_equal(backend.to_host(widened), as_bfloat16(values))
+    np.testing.assert_array_equal(backend.to_host(bits)[:length], as_bfloat16(values).view(np.uint32) >> 16)
+    backend.take_bfloat16_(on_device, head)
+    np.testing.assert_array_equal(backend.to_host(on_device), values - as_bfloat16(values))
+
+
+def test_one_number_that_is_not_finite_spoils_no_other(backend: Backend) -> None:
+    """Also where the squares of the others are too large to be added up."""
+    values = np.full(1000, 3e30, np.float32)
+    values[[10, 20, 30]] = np.nan, np.inf, -np.inf
+    on_device, bits = backend.asarray(values.copy()), backend.empty(len(values), np.uint16)
+    backend.take_bfloat16_(on_device, bits)
+    widened = backend.empty(len(values), np.float32)
+    backend.from_bfloat16_(bits, widened)
+    rest, taken = backend.to_host(on_device), backend.to_host(widened)
+    assert np.isnan(taken[10]) and taken[20] == np.inf and taken[30] == -np.inf
+    assert (rest[[10, 20, 30]] == 0).all()
+    others = np.delete(np.arange(1000), [10, 20, 30])
+    np.testing.assert_array_equal(taken[others], as_bfloat16(values[others]))
+    np.testing.assert_array_equal(rest[others], values[others] - as_bfloat16(values[others]))
+
+
+def test_bfloat16_of_views_with_gaps_on_the_host() -> None:
+    """What lies between is left alone."""
+    whole, bits = draw(40), np.full(60, 7, np.uint16)
+    before = whole.copy()
+    OPERATIONS["take_bfloat16"].numpy(whole[::2], bits[::3])
+    np.testing.assert_array_equal(whole[1::2], before[1::2])
+    np.testing.assert_array_equal(whole[::2], before[::2] - as_bfloat16(before[::2]))
+    assert (bits[1::3] == 7).all() and (bits[2::3] == 7).all()
+    OPERATIONS["from_bfloat16"].numpy(bits[::3], whole[::2])
+    np.testing.assert_array_equal(whole[::2], as_bfloat16(before[::2]))
+
+
 def test_scatter_add_counts_repeated_indices(backend: Backend) -> None:
     """Each source row is added to the row of its index, also where an index comes many times."""
     generator = np.random.default_rng(SEED)
@@ -299,6 +404,73 @@ def test_views_with_gaps_are_written_on_the_host() -> None:
     close_to = np.tanh(wide(before[:, ::2]))
     np.testing.assert_allclose(whole[:, ::2], close_to, rtol=1e-5)
     np.testing.assert_array_equal(whole[:, 1::2], before[:, 1::2])
+
+
+ON_ELEMENTS = [
+    *("bias_identity", "bias_relu", "bias_sigmoid", "bias_tanh", "relu_gradient", "sigmoid_gradient", "tanh_gradient"),
+    *("sigmoid", "axpy", "scale", "add", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"),
+]
+VIEWED = [*ON_ELEMENTS, "softmax_cross_entropy", "softmax", "logistic", "squared_error", "scatter_add"]
+"""Operations whose arguments `operands` knows."""
+
+
+def operands(operation: str, dtype: type[np.floating]) -> list[Array | float]:
+    """Arguments for an operation of the table, on the host: six rows of ten, numbers where it takes numbers."""
+    found: list[Array | float] = []
+    for number, parameter in enumerate(inspect.signature(OPERATIONS[operation].numpy).parameters.values()):
+        if parameter.annotation == "float":
+            found.append(0.25)
+        elif parameter.name == "indices" or (parameter.name, operation) == ("targets", "softmax_cross_entropy"):
+            found.append(np.array([0, 2, 2, 5, 1, 0]))
+        else:
+            # Positive, as sums of squares are, and not the same for all.
+            shape = (6,) if parameter.name == "losses" else (6, 10)
+            found.append(np.abs(draw(*shape, dtype=dtype)) / (number + 1))
+    return found
+
+
+def with_gaps(backend: Backend, values: Array | float) -> tuple[Array, Array | float]:
+    """An array on the device, and the view of every other of its columns, which are `values`; a number as it is."""
+    if isinstance(values, float):
+        return np.zeros(0), values
+    whole = np.full((*values.shape[:-1], 2 * values.shape[-1]), 3, values.dtype)
+    whole[..., ::2] = values
+    on_device = backend.asarray(whole)
+    return on_device, on_device[..., ::2]
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("operation", VIEWED)
+def test_views_with_gaps(backend: Backend, operation: str, dtype: type[np.floating]) -> None:
+    """A slice of columns gives what a copy of it gives, and what lies between stays as it is.
+
+    A device's kernels on rows go by address and shape alone: they refuse each array with gaps, and write nothing.
+    """
+    if backend.name != "numpy" and operation not in ON_ELEMENTS:
+        for number in range(len(operands(operation, dtype))):
+            check_refusal(backend, operation, dtype, number)
+        return
+    expected = [
+        values if isinstance(values, float) else backend.asarray(values.copy()) for values in operands(operation, dtype)
+    ]
+    backend._run(operation, *expected)
+    wholes, views = zip(*(with_gaps(backend, values) for values in operands(operation, dtype)), strict=True)
+    backend._run(operation, *views)
+    for whole, values in zip(wholes, expected, strict=True):
+        if not isinstance(values, float):
+            host = backend.to_host(whole)
+            np.testing.assert_allclose(host[..., ::2], backend.to_host(values), rtol=50 * float(np.finfo(dtype).eps))
+            np.testing.assert_array_equal(host[..., 1::2], 3)
+
+
+def check_refusal(backend: Backend, operation: str, dtype: type[np.floating], number: int) -> None:
+    """The argument of that number has gaps: the operation raises, and its other arguments are as they were."""
+    arrays: list[Array | float] = [backend.asarray(values) for values in operands(operation, dtype)]
+    _, arrays[number] = with_gaps(backend, operands(operation, dtype)[number])
+    with pytest.raises(ArgumentError, match=f"a C-contiguous array .* is needed by {operation}"):
+        backend._run(operation, *arrays)
+    for array, values in zip(arrays, operands(operation, dtype), strict=True):
+        np.testing.assert_array_equal(backend.to_host(array), values)
 
 
 @pytest.mark.parametrize("dtype", REAL)

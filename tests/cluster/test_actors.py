@@ -348,7 +348,7 @@ def test_run_has_a_limit_of_its_own(client: Client, workers: list[str]) -> None:
         finally:
             cancelled.set()
 
-    with pytest.raises(CallTimeoutError, match="the event loop"):
+    with pytest.raises(CallTimeoutError, match="whose event loop is held up"):
         caller.run(endless(), timeout_seconds=-4.95)
     assert cancelled.wait(10)
 

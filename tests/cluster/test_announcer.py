@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from distributed import Client
 
-from dask_belief.cluster import announcer as announcer_module
 from dask_belief.cluster.announcer import Announcer, Silence
 from tests.small_cluster import eventually, small_cluster
 
@@ -84,11 +83,10 @@ def small() -> Iterator[Client]:
         yield client
 
 
-def test_announcer_goes_when_its_client_is_gone(small: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_announcer_goes_when_its_client_is_gone(small: Client) -> None:
     """A client that died could not take it off; it takes itself off, after a while."""
-    monkeypatch.setattr(announcer_module, "_DESERTED_SECONDS", 0.1)
-    small.register_plugin(Announcer("dask-belief-deserted", "a client that is gone", 1.0))
-    small.register_plugin(Announcer("dask-belief-kept", small.id, 1.0))
+    small.register_plugin(Announcer("dask-belief-deserted", "a client that is gone", 1.0, 0.1))
+    small.register_plugin(Announcer("dask-belief-kept", small.id, 1.0, 0.1))
     plugins = small.cluster.scheduler.plugins
     eventually(lambda: "dask-belief-deserted" not in plugins)
     assert "dask-belief-kept" in plugins
@@ -97,7 +95,7 @@ def test_announcer_goes_when_its_client_is_gone(small: Client, monkeypatch: pyte
 
 def test_announcer_stops_when_it_is_taken_off(small: Client) -> None:
     """It does not look again, and leaves nothing on the event loop."""
-    announcer = Announcer("dask-belief-short", small.id, 1.0)
+    announcer = Announcer("dask-belief-short", small.id, 1.0, 0.1)
     small.register_plugin(announcer)
     [on_scheduler] = [each for name, each in small.cluster.scheduler.plugins.items() if name == "dask-belief-short"]
     small.unregister_scheduler_plugin("dask-belief-short")

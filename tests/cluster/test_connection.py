@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ def test_cluster_is_made_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
     def threads(**options: Any) -> LocalCluster:
         assert options["threads_per_worker"] == 1
-        cluster = LocalCluster(**{**options, "processes": False, "n_workers": 1, "dashboard_address": None})
+        cluster = LocalCluster(**{**options, "processes": False, "n_workers": 1, "dashboard_address": "127.0.0.1:0"})
         made.append(cluster)
         return cluster
 
@@ -50,8 +49,8 @@ def test_cluster_is_made_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_cluster_of_the_run_is_closed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the run fails."""
-    threads = functools.partial(LocalCluster, n_workers=1, processes=False)
-    monkeypatch.setattr(connection, "LocalCluster", lambda **options: threads(**{**options, "dashboard_address": None}))
+    quiet = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    monkeypatch.setattr(connection, "LocalCluster", lambda **options: LocalCluster(**{**options, **quiet}))
     with pytest.raises(KeyError, match="mine"), connected(None) as client:
         raise KeyError("mine")
     assert client.status == "closed"

@@ -69,6 +69,23 @@ def test_a_result_comes_and_its_name_goes(client: Client) -> None:
     assert detach_driver(client, "a", tell, 1, described).result(LIMIT_SECONDS) == 2
 
 
+def test_a_result_that_does_not_come_in_time_stays(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a worker that is frozen for a while: whoever asks again is given it."""
+    run = detach_driver(client, "slow", tell, 7, described)
+    eventually(lambda: run.is_done, limit_seconds=20)
+    with monkeypatch.context() as slow:
+
+        def late(*_: object, **__: object) -> None:
+            raise TimeoutError
+
+        slow.setattr(type(run._future), "result", late)
+        with pytest.raises(CallTimeoutError, match=r"^the result of run slow was not brought within .* ask again"):
+            run.result()
+    assert len(names_on(client)) == 1
+    assert run.result(LIMIT_SECONDS) == 14
+    assert names_on(client) == []
+
+
 def test_events_come_in_order_to_whoever_is_attached(client: Client) -> None:
     """As plain JSON; to a client that came later, too."""
     run = detach_driver(client, "told", tell, 5, described)

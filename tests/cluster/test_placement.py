@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_belief.cluster.placement import place, place_one, replicas_to_start
+from dask_belief.cluster.placement import place, place_one, replicas_to_start, teams_to_start
 from dask_belief.errors import NoWorkersError
 
 EXAMPLES = settings(derandomize=True, deadline=None, max_examples=200)
@@ -105,3 +105,18 @@ def test_nowhere_to_place_one_is_an_error() -> None:
     """It says what to do."""
     with pytest.raises(NoWorkersError, match="Start workers"):
         place_one([], ["gone"], {"gone"})
+
+
+def test_teams_are_of_different_workers() -> None:
+    """The emptiest first; a worker has two pieces of a team only where there are too few."""
+    threads = {"a": 1, "b": 1, "c": 2}
+    assert teams_to_start(threads, {}, 0, None, 2) == (("a", "b"), ("c", "a"))
+    assert teams_to_start(threads, {"a": 1, "b": 1}, 1, 2, 2) == (("c", "a"),)
+    assert teams_to_start({"a": 1}, {}, 0, None, 3) == (("a", "a", "a"),)
+    assert teams_to_start({}, {}, 0, 4, 2) == () == teams_to_start(threads, {}, 4, 4, 2)
+
+
+def test_as_many_teams_as_there_are_threads_for() -> None:
+    """One at least, however few there are."""
+    assert len(teams_to_start({"a": 2, "b": 2, "c": 2}, {}, 0, None, 2)) == 3
+    assert len(teams_to_start({"a": 1, "b": 1}, {}, 0, None, 3)) == 1

@@ -11,7 +11,8 @@ import pytest
 from distributed import Client, get_worker
 
 from dask_belief.cluster.limits import Limits, limited_by
-from dask_belief.cluster.replicas import Ended, ReplicaPool, Standing, read_ahead_bytes, stand_aside
+from dask_belief.cluster.replicas import Ended, ReplicaPool, read_ahead_bytes, stand_aside
+from dask_belief.cluster.standing import Standing
 from tests.small_cluster import close_worker, eventually
 
 GO_ON = threading.Event()
@@ -108,7 +109,7 @@ def test_cancelled_replica_is_told_and_ends(client: Client, workers: list[str]) 
     pool.start(workers[0])
     eventually(lambda: len(STARTED) == 1)
     [running] = pool._running.values()
-    client.cancel([running.future], force=True)
+    client.cancel(running.futures, force=True)
     assert len(poll_ended(pool, 1)) == 1
     eventually(lambda: LEFT == ["replica-0"])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 
 from dask_belief.cluster.actors import ActorHost
 from dask_belief.cluster.membership import Joined, Leaving, Lost, Membership
@@ -18,6 +18,22 @@ from tests.small_cluster import eventually
 
 class Thing:
     """An actor that a run has."""
+
+
+class Stuck:
+    """An actor that is being made until the test lets it go on; its worker is a thread of this process."""
+
+    may_go_on = threading.Event()
+
+    def __init__(self) -> None:
+        Stuck.may_go_on.wait(30.0)
+
+
+class Unmakeable:
+    """An actor that cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("it cannot be made")
 
 
 class MovingRun:
@@ -48,6 +64,11 @@ class MovingRun:
             self.thread.join()
         self.membership.close()
         self.host.close()
+
+
+def executing(dask_worker: Worker) -> int:
+    """How many tasks a worker is at."""
+    return dask_worker.state.executing_count
 
 
 @pytest.fixture
@@ -112,6 +133,28 @@ def test_run_that_ends_meanwhile_is_not_waited_for(own_client: Client, begin: Ca
         eventually(lambda: Leaving(gone) in run.membership.poll())
         run.close()
         assert retiring.result(40) == [gone]
+
+
+@pytest.mark.parametrize("kind", [Stuck, Unmakeable])
+def test_actor_that_did_not_come_to_be_keeps_nobody(
+    own_client: Client, begin: Callable[[str, str], MovingRun], kind: type
+) -> None:
+    """Dask alone would take it for an actor as long as its worker lives; so a frozen worker could never be retired."""
+    gone, stays, _ = sorted(own_client.nthreads())
+    run = begin("unlucky", stays)
+    Stuck.may_go_on.clear()
+    host = ActorHost(own_client, "unlucky")
+    actor = host.spawn(kind, "thing", gone)
+    if kind is Unmakeable:
+        with pytest.raises(RuntimeError, match="it cannot be made"):
+            host.ready([actor])
+    else:
+        eventually(lambda: own_client.run(executing, workers=[gone])[gone])
+    host.drop(actor)
+    run.thread.start()
+    Stuck.may_go_on.set()
+    assert retire_workers(own_client, [gone], timeout_seconds=10) == [gone]
+    host.close()
 
 
 def test_worker_that_dask_keeps_is_named(own_client: Client) -> None:

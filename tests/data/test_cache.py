@@ -117,6 +117,22 @@ def test_clear_forgets():
     assert run(cache, [*range(4), *range(4)]) == 4
 
 
+def test_shrinking_keeps_what_was_used_last() -> None:
+    """As much as fits leaves, the units unused for longest first; the room is gone for good, and never grows."""
+    cache = UnitCache(4 * UNIT_BYTES)
+    for number in range(4):
+        cache.put(number, unit(number))
+    assert cache.get(0) is not None
+    cache.shrink(2 * UNIT_BYTES)
+    assert [number for number in range(4) if number in cache] == [0, 3]
+    assert (cache.stats.n_bytes, cache.stats.evictions) == (2 * UNIT_BYTES, 2)
+    assert not cache.has_room(4, UNIT_BYTES)
+    cache.shrink(3 * UNIT_BYTES)
+    assert cache.capacity_bytes == 2 * UNIT_BYTES
+    cache.shrink(-1)
+    assert (cache.capacity_bytes, cache.stats.n_bytes, cache.stats.entries) == (0, 0, 0)
+
+
 def test_putting_twice_counts_once():
     """Two threads that read the same unit leave one copy."""
     cache = UnitCache(1_000)

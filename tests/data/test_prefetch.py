@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dask_belief.data.cache import UnitCache
 from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.units import WorkUnit
 from dask_belief.errors import ArgumentError, NoProgressError
+from tests.small_cluster import eventually
 
 LIMIT = 30.0
 UNITS = [WorkUnit(number, 10 * number, 10 * number + 10) for number in range(6)]
@@ -200,3 +202,41 @@ def test_a_unit_comes_in_blocks(source):
         blocks = [inputs.tolist() for inputs, _ in prefetcher.blocks(UNITS[1], 4, LIMIT)]
     assert blocks == [[10, 11, 12, 13], [14, 15, 16, 17], [18, 19]]
     assert source.numbers() == [1]
+
+
+@pytest.mark.parametrize(("cache_bytes", "expected"), [(0, 10 * 2 * 8), (10_000, 0)])
+def test_bytes_that_wait_are_those_that_nothing_else_keeps(source, cache_bytes, expected) -> None:
+    """A unit that was read ahead counts until it is taken; one that the cache has, too, does not."""
+    with Prefetcher(source.read, UnitCache(cache_bytes)) as prefetcher:
+        assert prefetcher.n_bytes == 0
+        prefetcher.schedule(UNITS[:1])
+        eventually(lambda: len(prefetcher._ready) == 1)
+        assert prefetcher.n_bytes == expected
+        prefetcher.take(UNITS[0], LIMIT)
+        assert prefetcher.n_bytes == 0
+
+
+def test_a_unit_is_there_until_it_may_be_let_go(source) -> None:
+    """The call comes in the thread that used it, with the unit still held, also where that was broken off."""
+    units: list[weakref.ref[np.ndarray]] = []
+    calls: list[tuple[bool, bool]] = []
+    mine = threading.current_thread()
+
+    def read(unit: WorkUnit):
+        inputs, targets = source.read(unit)
+        units.append(weakref.ref(inputs))
+        return inputs, targets
+
+    def note() -> None:
+        calls.append((units[-1]() is not None, threading.current_thread() is mine))
+
+    with Prefetcher(read, before_letting_go=note) as prefetcher:
+        assert sum(len(inputs) for inputs, _ in prefetcher.blocks(UNITS[0], 4, LIMIT)) == 10
+        assert calls == [(True, True)]
+        assert units[0]() is None
+        broken_off = prefetcher.blocks(UNITS[1], 4, LIMIT)
+        next(broken_off)
+        assert len(calls) == 1
+        broken_off.close()
+        assert calls == [(True, True)] * 2
+        assert units[1]() is None

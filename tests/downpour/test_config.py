@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dask_belief.downpour.config import Downpour
@@ -77,6 +78,20 @@ def test_rule_must_be_one(rule: Any) -> None:
 def test_rules_are_taken(rule: SGD | Momentum) -> None:
     """Each rule of the package."""
     assert Downpour(rule=rule).rule == rule
+
+
+@pytest.mark.parametrize("wire_dtype", ["float16", "float32", "uint16", 16, "", np.float32])
+def test_wire_dtype_is_one_or_none(wire_dtype: Any) -> None:
+    """Whatever else is refused, also what NumPy would know."""
+    with pytest.raises(ArgumentError, match=r"^wire_dtype: expected None or 'bfloat16', got "):
+        Downpour(wire_dtype=wire_dtype)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_wire_dtype_goes_with_every_way(way: Staleness | None) -> None:
+    """And is told by the options' JSON."""
+    method = Downpour(n_replicas=3, staleness=way, wire_dtype="bfloat16")
+    assert Downpour.from_config(json.loads(json.dumps(method.to_config()))) == method
 
 
 @pytest.mark.parametrize(("n_fetch", "fetch_lag"), [(1, 2), (3, 4), (1, 10)])

@@ -135,6 +135,7 @@ class Server:
         self._marks = marks
         self.forgotten: list[tuple[Finished, list[int]]] = []
         self.advanced: tuple[list[int], dict[LeaseKey, int]] = ([], {})
+        self.held: dict[LeaseKey, int] = {}
 
     def forget_marks(self, finished: Finished, shards: list[int]) -> None:
         self.forgotten.append((finished, shards))
@@ -142,8 +143,8 @@ class Server:
     def marks(self, shards: list[int]) -> list[dict[LeaseKey, int]]:
         return [self._marks[shard] for shard in shards]
 
-    def advance(self, lost: list[int], marks: dict[LeaseKey, int]) -> int:
-        self.advanced = (lost, marks)
+    def advance(self, lost: list[int], marks: dict[LeaseKey, int], held: dict[LeaseKey, int]) -> int:
+        self.advanced, self.held = (lost, marks), held
         return 17
 
 
@@ -162,6 +163,8 @@ def test_what_a_shard_lost_and_nobody_sends_again_counts_as_applied(source: Sour
         directory=SimpleNamespace(shards=(0, 1, 2)),
         ask=lambda asked: LedgerState(BookState(finished, 6, 60)),
     )
+    driver._kept_finished = Finished(0, frozenset([LeaseKey(0, 1)]))
+    driver._kept_held = {LeaseKey(0, 0): 1}
     counted: Any = new
     assert driver._count_lost(deployment, counted, [1], source) == 17
     lost, marks = new.advanced
@@ -169,6 +172,8 @@ def test_what_a_shard_lost_and_nobody_sends_again_counts_as_applied(source: Sour
     # Thirty rows are eight mini-batches of four; the saved state has one of the two finished leases.
     whole = {LeaseKey(0, 2): 7} if source is Source.SAVED else {LeaseKey(0, 1): 7, LeaseKey(0, 2): 7}
     assert {key: step for key, step in marks.items() if step >= 0} == whole | {LeaseKey(0, 0): 3}
+    # What the driver's copy holds is not lost to a shard that is filled from it.
+    assert new.held == ({LeaseKey(0, 1): 7, LeaseKey(0, 0): 1} if source is Source.KEPT else {})
     assert new.forgotten == ([(LEDGER.book.finished, [1])] if source is Source.SAVED else [])
 
 

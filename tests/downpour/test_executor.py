@@ -249,6 +249,102 @@ def test_local_step_is_that_of_the_rule(server: ParameterServer, actors: LocalAc
     np.testing.assert_allclose(plain.parameters, w, rtol=1e-5)
 
 
+class Kept:
+    """Stands before the shards, and keeps what is pushed."""
+
+    def __init__(self, server: ParameterServer) -> None:
+        self._server = server
+        self.sent: list[np.ndarray] = []
+
+    async def __call__(self, ask: Exchange) -> Exchanged:
+        if ask.vector is not None:
+            self.sent.append((ask.vector.astype(np.uint32) << 16).view(np.float32))
+        return await self._server.exchange(ask)
+
+
+@pytest.fixture
+def narrow_server(actors: LocalActors) -> ParameterServer:
+    """As `server`, for what travels as bfloat16."""
+    server = deploy(actors, [range(3)], updates=UpdateSpec(SGD(0.5), wire_dtype="bfloat16"))
+    actors.caller.run(server.write(VALUES, START))
+    actors.caller.run(server.begin_updates())
+    return server
+
+
+@pytest.mark.parametrize("n_push", [1, 3])
+def test_what_rounding_leaves_out_comes_with_the_next_push(
+    narrow_server: ParameterServer, actors: LocalActors, n_push: int
+) -> None:
+    """Over leases, too: what was sent and what is left add up to what accrued, and little is left of one push."""
+    kept = Kept(narrow_server)
+    options = {"n_push": n_push, "n_fetch": n_push, "wire_dtype": "bfloat16"}
+    plain = PlainStepExecutor(spec(narrow_server, actors, **options), kept)
+    exchange(plain, None, 0)
+    plain.take_effect(0)
+    accrued, n_steps = np.zeros(3), 60
+    for step in range(n_steps):
+        w = plain.parameters.copy()
+        plain.compute(rows(step), None)
+        plain.accrue(4)
+        accrued += (w - rows(step)).mean(axis=0)
+        if (step + 1) % n_push == 0:
+            lease = LeaseKey(0, step // 30)
+            key = PushKey(lease, step % 30 - n_push + 1, step % 30)
+            plain.exchange(StepKey(lease, key.last + 1), key, step + 1, lambda: (np.empty((0, 3)), np.empty(0)))
+            plain.take_effect(step + 1)
+    assert plain.traffic.pushed_bytes == 3 * 2 * (n_steps // n_push)
+    assert plain._accrued is not None
+    assert (np.abs(plain._accrued) <= 2.0**-8 * np.abs(kept.sent[-1])).all()
+    np.testing.assert_allclose(np.sum(kept.sent, axis=0, dtype=np.float64) + plain._accrued, accrued, atol=1e-5)
+    np.testing.assert_array_equal(values(narrow_server, actors) != START, [True] * 3)
+
+
+def test_a_narrow_exchange_makes_no_new_memory(narrow_server: ParameterServer, actors: LocalActors) -> None:
+    """However many: the buffers of the line are used in turns."""
+    plain = executor(narrow_server, actors, wire_dtype="bfloat16")
+    made = 0
+    host_empty = type(get_backend("numpy")).host_empty
+
+    def count(self: Any, shape: Any, dtype: Any) -> Any:
+        nonlocal made
+        made += 1
+        return host_empty(self, shape, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(get_backend("numpy")), "host_empty", count)
+        for step in range(1, 30):
+            plain.compute(rows(0), None)
+            plain.accrue(4)
+            exchange(plain, push(step - 1), step)
+            plain.take_effect(step)
+    assert made <= 4
+
+
+def test_elastic_parameters_are_sent_as_they_are_on_the_average(actors: LocalActors) -> None:
+    """What rounding leaves out of the parameters is sent with them the next time; they themselves stay as they are."""
+    updates = UpdateSpec(SGD(0.5), 1, staleness=ElasticAveraging(0.5), wire_dtype="bfloat16")
+    server = deploy(actors, [range(3)], updates=updates)
+    actors.caller.run(server.write(VALUES, START))
+    actors.caller.run(server.begin_updates())
+    kept, n_exchanges = Kept(server), 40
+    options = {"n_replicas": 1, "staleness": ElasticAveraging(0.5), "fetch_lag": 0, "wire_dtype": "bfloat16"}
+    plain = ElasticStepExecutor(spec(server, actors, **options), kept)
+    exchange(plain, None, 0)
+    plain.take_effect(0)
+    own = np.zeros(3)
+    for step in range(n_exchanges):
+        plain.compute(rows(step), None)
+        plain.accrue(4)
+        own += plain.parameters
+        both = plain.parameters.astype(np.float64) + values(server, actors)
+        exchange(plain, push(step), step + 1)
+        plain.take_effect(step + 1)
+        # A spring moves both by the same.
+        np.testing.assert_allclose(plain.parameters + values(server, actors), both, rtol=1e-5, atol=1e-6)
+    left = 2.0**-8 * np.abs(kept.sent[-1])
+    assert (np.abs(np.sum(kept.sent, axis=0, dtype=np.float64) - own) <= left + 1e-5).all()
+
+
 class AheadOfItself:
     """Stands before the shards, and says that they have had many updates."""
 
@@ -365,3 +461,16 @@ def test_elastic_parameters_that_run_away_are_told(server: ParameterServer, acto
         plain.compute(rows(0) * 1e30, None)
         plain.accrue(4)
         assert not plain.accrued_is_finite()
+
+
+def test_holdings_name_what_each_vector_is_for(server: ParameterServer, actors: LocalActors) -> None:
+    """Parameters, a gradient, what has accrued; the penalty's weights and the local rule's vectors."""
+    plain = executor(server, actors, rule=Momentum(0.1), l2=0.1, n_push=2, n_fetch=2)
+    one = START.nbytes
+    assert plain.holdings() == {"parameters": one, "gradients": one, "accrued": 0, "rule": 2 * one}
+    plain.compute(rows(0), None)
+    plain.accrue(4)
+    held = plain.holdings()
+    assert held["accrued"] == one
+    # With scratch for the penalty.
+    assert held["gradients"] == 2 * one

@@ -43,6 +43,14 @@ def test_numbers_by_hand() -> None:
         # A replica that goes on between fetches makes steps of the rule.
         ({"rule": db.Adam(0.1), "n_fetch": 2}, 10, 4),
         ({"rule": db.SGD(0.1), "l2": 1.0}, 10, 2),
+        # Two exchanges of four halves, one that is not due, and one of a push on a device.
+        ({"rule": db.SGD(0.1), "wire_dtype": "bfloat16"}, 6, 2),
+        # What was left out of the parameters.
+        (
+            {"rule": db.SGD(0.1), "wire_dtype": "bfloat16", "staleness": db.ElasticAveraging(), "n_replicas": 4},
+            7,
+            2,
+        ),
         # Each round's pushes wait for it to end.
         ({"rule": db.SGD(0.1), "staleness": db.Synchronous()}, 8, 2 + 4),
         # The shards make no steps of the rule.

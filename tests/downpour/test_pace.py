@@ -32,6 +32,9 @@ class Hub:
             self.waiting.append(asked)
         return asked
 
+    def wait_for(self, asked: concurrent.futures.Future[Any]) -> Any:
+        return asked.result(5.0)
+
 
 def pace_of(hub: Any, limit_seconds: float = 60.0) -> Pace:
     return Pace(hub, limit_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dask_belief.backend import Scalar
 from dask_belief.data.batches import MiniBatches
 from dask_belief.data.units import WorkUnit
 from dask_belief.downpour.config import Downpour
@@ -38,10 +40,13 @@ class Script:
         Whether a fetch asks for the rows ahead of it.
     said
         ``("exchange", at, push, effective_step, rows ahead)``, ``("compute", rows, version)``: the number of the fetch
-        that is in use.
+        that is in use, and ``("number",)``.
+    is_on_device
+        Whether losses are known only once they are asked for.
     """
 
     is_sparse: bool = False
+    is_on_device: bool = False
     said: list[tuple[Any, ...]] = field(default_factory=list)
     loss: float = 1.0
     is_finite: bool = True
@@ -69,11 +74,17 @@ class Script:
         while self._fetches and self._fetches[0][0] <= step:
             self._in_use = self._fetches.pop(0)[1]
 
-    def compute(self, inputs: Any, targets: Any) -> float:
+    def compute(self, inputs: Any, targets: Any, key: int | None = None) -> Scalar:
         if self.error is not None:
             raise self.error
         self.said.append(("compute", rows_of(targets), self._in_use))
-        return self.loss * len(inputs)
+        loss = self.loss * len(inputs)
+        return np.array(loss) if self.is_on_device else loss
+
+    def number(self, loss: Scalar) -> float:
+        if self.is_on_device:
+            self.said.append(("number",))
+        return float(loss)
 
     def accrue(self, n_rows: int) -> None:
         self.said.append(("accrue", n_rows))
@@ -260,6 +271,25 @@ def test_loss_that_is_not_finite_is_told_with_its_rows(loss: float) -> None:
     with pytest.raises(NonFiniteError, match=r"the loss is (nan|inf) in mini-batch 0 of unit 3 \(rows 300 to 304"):
         train(Downpour(batch_size=BATCH), [(LeaseKey(1, 3), 5, 0)], executor)
     assert not any(entry[0] == "accrue" for entry in executor.said)
+
+
+def test_losses_on_a_device_are_asked_for_with_pushes_only() -> None:
+    """Each question waits for the device; the sum is the same."""
+    executor = Script(is_on_device=True)
+    [trained] = train(Downpour(batch_size=BATCH, n_push=2), [(LeaseKey(0, 0), 5 * BATCH, 0)], executor)
+    assert trained is not None
+    assert (trained.n_steps, trained.loss_sum) == (5, 5.0 * BATCH)
+    assert executor.said.count(("number",)) == 3 + 1
+
+
+def test_loss_on_a_device_that_is_not_finite_is_not_pushed() -> None:
+    """It is told where it would be pushed, like a gradient."""
+    executor = Script(loss=math.nan, is_on_device=True)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss is nan in mini-batch 1, or since the push before it, of unit 0"
+    ):
+        train(Downpour(batch_size=BATCH, n_push=2), [(LeaseKey(0, 0), 10, 0)], executor)
+    assert not any(entry[0] == "exchange" and entry[2] for entry in executor.said)
 
 
 def test_gradient_that_is_not_finite_is_not_pushed() -> None:

@@ -25,6 +25,13 @@ def leases(network: db.Network, dataset: Dataset, method: db.Downpour, seed: int
             yield MiniBatches(inputs, targets, method.batch_size, stream(seed, "rows", epoch, int(lease)))
 
 
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Round finite numbers to the eight binary digits of bfloat16, ties to even."""
+    _, exponents = np.frexp(values.astype(np.float64))
+    unit = np.ldexp(1.0, np.maximum(exponents, -125) - 8)
+    return (np.rint(values / unit) * unit).astype(values.dtype)
+
+
 def by_the_paper(
     network: db.Network, dataset: Dataset, method: db.Downpour, seed: int, dtype: str, is_sparse: bool = False
 ) -> np.ndarray:
@@ -38,14 +45,15 @@ def by_the_paper(
     server_state, own_state = rule.init(server), rule.init(own)
     accrued, is_push_due = np.zeros_like(server), False
     under_way: list[tuple[int, np.ndarray]] = []
-    last_fetch = None
+    last_fetch, is_narrow = None, method.wire_dtype is not None
     for batches in leases(network, dataset, method, seed):
         for step, inputs, targets in itertools.chain(batches, [(len(batches), None, None)]):
             if is_push_due:
                 server *= 1 - rule.rate(n_updates) * method.weight_decay * mask
-                rule.apply(server, accrued, server_state, n_updates)
+                sent = rounded(accrued) if is_narrow else accrued
+                rule.apply(server, sent, server_state, n_updates)
                 n_updates += 1
-                accrued, is_push_due = np.zeros_like(server), False
+                accrued, is_push_due = accrued - sent, False
             is_border = step == 0 if is_sparse else inputs is None
             if (
                 (step % method.n_fetch == 0 or is_border)
@@ -54,7 +62,9 @@ def by_the_paper(
             ):
                 is_waited_for = last_fetch is None or (is_sparse and is_border)
                 under_way = [] if is_waited_for else under_way
-                under_way.append((n_steps + (0 if is_waited_for else method.lag), server.copy()))
+                under_way.append(
+                    (n_steps + (0 if is_waited_for else method.lag), rounded(server) if is_narrow else server.copy())
+                )
                 last_fetch = n_steps
             if inputs is None:
                 break

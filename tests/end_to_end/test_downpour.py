@@ -232,7 +232,7 @@ def test_history_tells_speed_waits_and_staleness(two_workers: Client, store: Pat
     assert shard["received_bytes"] == n_batches * network.n_parameters * 4
     assert all(rate > 0 for rate in history["rows_per_second"])
     names = [name for name in last if name.endswith("_seconds") and name not in ("seconds", "server_seconds")]
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         assert last[name] == pytest.approx(sum(replica[name] for replica in replicas))
         assert 0 <= last[name] <= 2 * result.seconds

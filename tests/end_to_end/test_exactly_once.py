@@ -13,6 +13,7 @@ import pytest
 from distributed import Client, get_worker
 
 import dask_belief as db
+from dask_belief.backend import Scalar
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.data.units import WorkUnit, plan_units
 from dask_belief.monitoring.events import IterationEnded, WorkerJoined
@@ -109,7 +110,7 @@ class Copies:
                 self._leased.notify_all()
         return lease
 
-    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> float:
+    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> Scalar:
         holders = self.holders[work.lease.evaluation, unit.number]
         with self._leased:
             assert self._leased.wait_for(lambda: len(holders) > 1, LIMIT_SECONDS)
@@ -152,7 +153,7 @@ class Joining:
             self._is_held = True
             self._client.cluster.scale(len(self._own) + 1)
 
-    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> float:
+    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> Scalar:
         if self._is_held and get_worker().address not in self._own:
             self.evaluations.add(work.lease.evaluation)
             self._begun.set()
@@ -212,7 +213,7 @@ class Straggler:
         monkeypatch.setattr(Evaluator, "_compute", lambda evaluator, *given: self._hold(evaluator, *given))
         monkeypatch.setattr(UnitScheduler, "give_up", lambda scheduler, *given: self._note(scheduler, *given))
 
-    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> float:
+    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> Scalar:
         if work.lease.evaluation > self._evaluation:
             self._released.set()
         with self._choosing:
@@ -271,7 +272,7 @@ class PartlyCopied:
         monkeypatch.setattr(Evaluator, "_compute", lambda evaluator, *given: self._hold(evaluator, *given))
         monkeypatch.setattr(UnitScheduler, "finish", lambda scheduler, *given: self._note(scheduler, *given))
 
-    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> float:
+    def _hold(self, evaluator: Evaluator, unit: WorkUnit, work) -> Scalar:
         with self._choosing:
             is_several = work.lease.node.level >= 2 and work.lease.evaluation == self._evaluation
             if self._chosen is None and is_several:

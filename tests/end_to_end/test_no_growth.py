@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
@@ -14,7 +15,7 @@ from distributed import Client, LocalCluster
 import dask_belief as db
 from dask_belief.cluster.memory import give_back_memory
 from dask_belief.monitoring.events import DownpourProgressed, Event, IterationEnded, Validated
-from tests.end_to_end.conftest import blobs
+from tests.end_to_end.conftest import blobs, threaded
 from tests.small_cluster import eventually
 
 MIB = 2**20
@@ -132,3 +133,36 @@ def test_downpour_does_not_grow(processes: Client) -> None:
     check_no_growth(watch.between(3, 9), watch.between(14, 20))
     # Dask forgets what was let go a moment later.
     eventually(lambda: left_over(processes) == [])
+
+
+def _kept_by_scheduler(dask_scheduler: Any) -> dict[str, set[str]]:
+    return {
+        "topics": {str(topic) for topic in dask_scheduler._broker._topics},
+        "plugins": {str(name) for name in dask_scheduler.plugins},
+        "prefixes": {str(name) for name in dask_scheduler.task_prefixes},
+        "tasks": {str(key) for key in dask_scheduler.tasks},
+        "clients": {str(name) for name in dask_scheduler.clients},
+        "extensions": {str(name) for name in dask_scheduler.extensions},
+    }
+
+
+@pytest.mark.parametrize("method", [db.Sandblaster(max_iter=3), db.Downpour(epochs=1)])
+def test_the_scheduler_keeps_no_more_of_a_run_than_its_topic(store: Path, method: Any) -> None:
+    """However many there were: no plugin, no task, no kind of task by the run's own name."""
+    network = db.Network([db.Dense(4, "tanh"), db.Dense(4)], loss="softmax", input_shape=(10,))
+    with threaded(2) as client:
+
+        def after_a_run() -> dict[str, set[str]]:
+            db.train(network, store, method, client=client, progress=False)
+            eventually(lambda: not client.cluster.scheduler.tasks)
+            found: dict[str, set[str]] = client.run_on_scheduler(_kept_by_scheduler)
+            return found
+
+        # What is made once for all runs is there after the first.
+        before = after_a_run()
+        for _ in range(3):
+            now = after_a_run()
+            new = {what: now[what] - before[what] for what in now}
+            assert len(new.pop("topics")) == 1
+            assert not any(new.values()), new
+            before = now

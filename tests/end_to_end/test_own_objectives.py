@@ -8,6 +8,7 @@ from distributed import Client
 from scipy.optimize import minimize
 
 import dask_belief as db
+from dask_belief.door import check_backend
 from dask_belief.seeds import stream
 
 
@@ -64,3 +65,13 @@ def test_the_l1_penalty_leaves_alone_what_the_mask_leaves_out(two_workers: Clien
     assert result.stop.converged
     assert (result.parameters[:-1] == 0).all()
     assert result.parameters[-1] == pytest.approx(np.log(counts[1].mean()), rel=1e-8)
+
+
+def test_objective_of_numpy_alone_is_computed_on_the_host(two_workers: Client, counts) -> None:
+    """Whatever the workers could use; asking for another backend by name is refused at the door."""
+    objective = PoissonRegression()
+    with pytest.raises(db.ArgumentError, match=r"^backend: 'cupy' was asked for, and PoissonRegression offers no on"):
+        db.train(objective, counts, db.Sandblaster(), client=two_workers, backend="cupy", progress=False)
+    assert check_backend("auto", objective) == "numpy"
+    network = db.Network([db.Dense(1)], "squared", (4,))
+    assert [check_backend(name, network) for name in ("auto", "cupy")] == ["auto", "cupy"]

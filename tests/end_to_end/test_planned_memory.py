@@ -46,7 +46,7 @@ def planned(
     others = placed_elsewhere(memory, placement.shards) if is_kept else []
     kept = [(other, length) for other, (_, length) in zip(others, shards, strict=False)]
     n_replicas = method.n_replicas if isinstance(method, db.Downpour) else None
-    workers = workers_of_run(memory, n_replicas, shards, placement.hub, kept)
+    workers = workers_of_run(memory, n_replicas, 1, shards, placement.hub, kept)
     given = (dataset.n_rows, dataset.chunk_rows, dataset.row_bytes(np.float32), n_parameters)
     n_running = sum(facts.n_replicas for facts in workers)
     if isinstance(method, db.Downpour):

@@ -32,6 +32,14 @@ OPTIONS = {
     "ElasticAveraging": {"staleness": db.ElasticAveraging(0.9)},
     "ElasticAveraging, seldom": {"staleness": db.ElasticAveraging(0.9), "n_fetch": 3, "n_push": 3, "l2": 1e-3},
     "Adam with a schedule": {"rule": db.Adam(db.Warmup(20, then=db.Cosine(0.01, 200))), "weight_decay": 0.01},
+    "bfloat16": {"wire_dtype": "bfloat16", "n_push": 2},
+    "bfloat16, Synchronous": {"wire_dtype": "bfloat16", "staleness": db.Synchronous()},
+    "bfloat16, ElasticAveraging": {
+        "wire_dtype": "bfloat16",
+        "staleness": db.ElasticAveraging(0.9),
+        "n_fetch": 2,
+        "n_push": 2,
+    },
     "local steps by Nesterov": {"rule": db.Nesterov(db.StepDecay(0.02, 0.5, 50), 0.9), "n_fetch": 3, "n_push": 3},
 }
 

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -99,6 +100,25 @@ def test_tls_changes_no_bit(secured: Client, two_workers: Client, network: db.Ne
     result, plain = train(network, method, secured), train(network, method, two_workers)
     np.testing.assert_array_equal(result.parameters, plain.parameters)
     assert result.loss == plain.loss
+
+
+@pytest.mark.parametrize("method", METHODS, ids=type)
+def test_detached_run_is_found_again_with_the_certificate(
+    secured: Client, network: db.Network, tmp_path: Path, method
+) -> None:
+    """Its driver speaks TLS as its worker does; another client needs no more than the certificate."""
+    rows = tmp_path / "rows.zarr"
+    db.write_dataset(rows, *blobs(600, seed=0), chunk_rows=100)
+    here = db.train(network, rows, method, client=secured, progress=False)
+    db.train(network, rows, method, client=secured, detach=True, name="nightly", checkpoint=tmp_path / "run")
+    with Client(secured.scheduler.address, security=secured.security, set_as_default=False) as other:
+        run = db.attach("nightly", other)
+        result = run.result(timeout_seconds=60.0)
+        assert any(event["kind"] == "RunStarted" for event in run.events())
+    np.testing.assert_array_equal(result.parameters, here.parameters)
+    assert result.loss == here.loss
+    assert all(address.startswith("tls://") for address in secured.nthreads())
+    assert secured.list_datasets() == ()
 
 
 # Prints what refused it. It ends at once: a client that was never let in takes seconds to close.

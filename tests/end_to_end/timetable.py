@@ -11,6 +11,7 @@ import pytest
 from distributed import Client, get_worker
 
 import dask_belief as db
+from dask_belief.backend import Scalar
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.cluster.placement import place
 from dask_belief.downpour.trainer import Trainer
@@ -56,7 +57,7 @@ class Timetable:
         """Let no replica on these workers begin anything before one elsewhere has."""
         self._awaited = workers.__contains__
 
-    def _begin(self, trainer: Trainer, *given: Any) -> float:
+    def _begin(self, trainer: Trainer, *given: Any) -> Scalar:
         worker = get_worker().address
         with self._changed:
             self.workers.add(worker)

@@ -36,6 +36,8 @@ class Case:
         Whether the run has a validation set.
     is_at_a_later_trial
         Whether the first fault is in an evaluation that is not the first of its line search.
+    is_checkpointed
+        Whether the run is saved on disk, and not in the memory of workers.
     options
         More options of the method.
     """
@@ -45,6 +47,7 @@ class Case:
     n_shards: int = 2
     is_validated: bool = False
     is_at_a_later_trial: bool = False
+    is_checkpointed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,8 +57,8 @@ class Case:
 
     @property
     def hits_a_shard(self) -> bool:
-        """Whether a shard is lost, unless the time is too short."""
-        return any(fault.role == "shard" and fault.kind in ("kill", "freeze") for fault in self.faults)
+        """Whether a shard may be lost."""
+        return any(fault.role in ("shard", "any") and fault.kind in ("kill", "freeze") for fault in self.faults)
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,25 @@ class Row:
     def cases(self) -> Iterable[Case]:
         """The runs of this line."""
         for seed in self.seeds:
-            words = [self.fault.kind, self.fault.role, self.fault.point]
-            if self.fault.kind == "freeze":
-                words[0] = "freeze-briefly" if self.fault.seconds == BRIEF_SECONDS else "freeze-long"
-            words += [word for fault in self.then for word in ("then", fault.kind, fault.role, fault.point)]
+            words = [_called(self.fault), self.fault.role, self.fault.point]
+            for fault in self.then:
+                words += ["then", _called(fault), fault.role, fault.point]
             words += [f"{name}={value}" for name, value in self.options.get("options", {}).items()]
             words += ["later-trial"] if self.options.get("is_at_a_later_trial") else []
+            words += ["on-disk"] if self.options.get("is_checkpointed") else []
             number = int(stream(seed, "fault", *words).integers(self.low, self.high))
             # One shard leaves a worker without an actor, or with a keeper and no shard.
             is_idle = any(fault.role in ("replica", "keeper") for fault in (self.fault, *self.then))
             name = "-".join([*words, "after" if self.fault.is_after else "before", f"seed{seed}"])
             given = {"n_shards": 1 if is_idle else 2, **self.options}
             yield Case(name, (replace(self.fault, number=number), *self.then), **given)
+
+
+def _called(fault: Fault) -> str:
+    """What happens, in a test's name."""
+    if fault.kind == "freeze":
+        return "freeze-briefly" if fault.seconds == BRIEF_SECONDS else "freeze-long"
+    return fault.kind
 
 
 def row(kind: str, role: str, point: str, low: int, high: int, *, seeds: Sequence[int] = (0,), **given: Any) -> Row:
@@ -116,7 +126,8 @@ def then(kind: str, role: str, point: str, **given: Any) -> tuple[Fault, ...]:
 SHARED = [
     # What the replicas' points and the hub's have in common in both methods.
     row("kill", "replica", "hello", 1, 2),
-    row("kill", "replica", "lease", 3, 12),
+    # Few: a replica that begins late on a loaded machine is given no more.
+    row("kill", "replica", "lease", 2, 5),
     row("kill", "replica", "report", 2, 8),
     row("kill", "replica", "report", 2, 8, is_after=True),
     row("kill", "replica", "compute", 3, 30, seeds=(0, 1)),
@@ -148,10 +159,39 @@ SHARED = [
     row("retire", "hub", "lease", 4, 15),
     row("retire", "keeper", "saving", 2, 6),
     row("add", "any", "push", 4, 20),
+    row("add", "any", "compute", 4, 20),
+    row("add", "any", "saving", 2, 6),
+    row("freeze", "shard", "compute", 4, 20),
+    row("freeze", "shard", "saving", 2, 6),
+    row("freeze", "hub", "push", 4, 20, is_elsewhere=True),
+    row("slow", "replica", "push", 2, 10),
+    row("slow", "shard", "fetch", 1, 2),
+    row("slow", "shard", "saving", 2, 6),
+    row("slow", "hub", "report", 2, 10),
+    row("retire", "replica", "push", 3, 12),
+    row("retire", "shard", "compute", 4, 20),
+    row("retire", "hub", "push", 4, 15, is_elsewhere=True),
+    # While a checkpoint is written.
+    row("kill", "shard", "push", 10, 30, is_checkpointed=True),
+    row("kill", "shard", "saving", 3, 8, is_checkpointed=True),
+    row("kill", "shard", "writing", 3, 8, is_checkpointed=True, seeds=(0, 1)),
+    row("kill", "shard", "commit", 2, 4, is_checkpointed=True, is_elsewhere=True),
+    row("kill", "hub", "writing", 3, 8, is_checkpointed=True, is_elsewhere=True),
+    row("kill", "hub", "commit", 2, 4, is_checkpointed=True, is_elsewhere=True),
+    row("kill", "replica", "writing", 3, 8, is_checkpointed=True, is_elsewhere=True),
+    row("freeze", "shard", "writing", 3, 8, is_checkpointed=True),
+    row("freeze", "hub", "commit", 2, 4, is_checkpointed=True, is_elsewhere=True, seconds=BRIEF_SECONDS),
+    row("slow", "shard", "writing", 2, 6, is_checkpointed=True),
+    row("retire", "shard", "writing", 3, 8, is_checkpointed=True),
     # A second fault while the first is being mended.
     row("kill", "shard", "push", 10, 30, then=then("kill", "hub", "lease")),
     row("kill", "shard", "push", 10, 30, then=then("kill", "any", "fence")),
     row("retire", "shard", "push", 4, 20, then=then("kill", "shard", "fence")),
+    row("retire", "shard", "push", 4, 20, then=then("kill", "hub", "fence")),
+    row("retire", "shard", "push", 4, 20, then=then("kill", "any", "fence")),
+    row("retire", "shard", "push", 4, 20, then=then("freeze", "hub", "fence", seconds=LONG_SECONDS)),
+    row("retire", "shard", "push", 4, 20, then=then("freeze", "shard", "fence", seconds=BRIEF_SECONDS)),
+    row("retire", "hub", "push", 4, 15, is_elsewhere=True, then=then("kill", "shard", "lease")),
 ]
 
 SANDBLASTER = [
@@ -166,8 +206,16 @@ SANDBLASTER = [
     row("kill", "replica", "evaluation", 1, 2, is_validated=True),
     row("kill", "hub", "reduction", 4, 16, is_elsewhere=True),
     row("kill", "hub", "fetch", 1, 2, is_elsewhere=True, is_at_a_later_trial=True),
+    row("freeze", "replica", "fetch", 2, 8),
     row("freeze", "shard", "reduction", 4, 16),
     row("slow", "shard", "reduction", 4, 16),
+    row("retire", "shard", "reduction", 4, 16),
+    row("add", "any", "reduction", 4, 16),
+    row("freeze", "replica", "reduction", 4, 16, is_elsewhere=True),
+    row("freeze", "shard", "fetch", 1, 2, is_at_a_later_trial=True),
+    row("slow", "shard", "push", 1, 2, is_at_a_later_trial=True),
+    row("retire", "shard", "push", 1, 2, is_at_a_later_trial=True),
+    row("retire", "replica", "fetch", 1, 2, is_elsewhere=True, is_at_a_later_trial=True),
     row("kill", "shard", "reduction", 8, 16, then=then("kill", "any", "fill")),
     row("kill", "shard", "reduction", 4, 16, options={"l1": 1e-3, "l2": 0.0}),
 ]
@@ -177,6 +225,7 @@ _COPIED = {"shard_copies": 1}
 DOWNPOUR = [
     *SHARED,
     row("kill", "replica", "fetch", 1, 2),
+    row("freeze", "replica", "fetch", 1, 2),
     row("kill", "shard", "evaluation", 1, 2, is_validated=True),
     row("kill", "replica", "evaluation", 1, 2, is_validated=True),
     row("kill", "hub", "lease", 4, 20, options=_COPIED),
@@ -185,7 +234,8 @@ DOWNPOUR = [
     row("kill", "shard", "compute", 4, 30, options=_COPIED),
     row("freeze", "shard", "push", 4, 30, options=_COPIED),
     row("retire", "shard", "push", 4, 30, options=_COPIED),
-    row("kill", "shard", "push", 10, 30, then=then("kill", "any", "fill")),
+    # Late enough that something was saved to fill the shard with.
+    row("kill", "shard", "push", 100, 200, then=then("kill", "any", "fill")),
 ]
 
 _IN_THE_SHORT_TESTS = {

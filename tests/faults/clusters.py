@@ -38,9 +38,9 @@ class Clusters:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def client(self, is_fresh: bool = False) -> Client:
-        """The client of a cluster that is whole; of one to which nothing has happened yet, where that is asked for."""
-        if is_fresh or self._client is None or self._is_spoilt or not self._is_whole(self._client):
+    def client(self) -> Client:
+        """The client of a cluster that is whole."""
+        if self._client is None or self._is_spoilt or not self._is_whole(self._client):
             self._open.close()
             self._client = self._open.enter_context(processes(self._n_workers))
             self._is_spoilt = False

@@ -32,6 +32,7 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin
 
 import dask_belief as db
+from dask_belief.checkpoint import CheckpointStore
 from dask_belief.cluster.actors import ActorAddress, Caller
 from dask_belief.parameter_server.messages import Dot, EndSum
 
@@ -93,6 +94,7 @@ def _reads_snapshot(passing: Passing) -> bool:
 
 POINTS: dict[str, Callable[[Passing], bool]] = {
     "hello": lambda passing: passing.name == "hello",
+    "letter": lambda passing: passing.name == "put",
     "lease": lambda passing: passing.name == "next_lease",
     "report": lambda passing: passing.name == "report",
     "fetch": lambda passing: passing.name == "fetch" or (passing.name == "exchange" and not _is_push(passing)),
@@ -100,11 +102,16 @@ POINTS: dict[str, Callable[[Passing], bool]] = {
     "push": lambda passing: passing.name == "add" or _is_push(passing),
     "reduction": _sums,
     "saving": _saves,
+    "writing": lambda passing: passing.name == "write_part",
+    "commit": lambda passing: passing.name == "commit",
     "fence": lambda passing: passing.name == "adopt",
     "fill": _fills,
     "evaluation": lambda passing: passing.name == "evaluate" or _reads_snapshot(passing),
 }
-"""Where in a run a fault may be, for both methods."""
+"""Where in a run a fault may be, for both methods.
+
+A part of a checkpoint is written by a task on a worker, and its manifest by this process.
+"""
 
 
 @dataclass(frozen=True)
@@ -337,6 +344,12 @@ class PlantedFaults(WorkerPlugin):
 
         # Calls of a worker's own actors go by its attribute, those of others by its handler.
         Caller.call = pass_call  # type: ignore[method-assign, assignment]
+        write_part = CheckpointStore.write_part
+
+        def pass_write(store: CheckpointStore, *arguments: Any) -> Any:
+            return injector.compute("write_part", lambda: write_part(store, *arguments))
+
+        CheckpointStore.write_part = pass_write  # type: ignore[method-assign, assignment]
         worker.actor_execute = worker.handlers["actor_execute"] = pass_execute  # type: ignore[method-assign]
         listening = asyncio.ensure_future(injector.listen())
 
@@ -345,6 +358,7 @@ class PlantedFaults(WorkerPlugin):
             _injector = None
             listening.cancel()
             Caller.call = call  # type: ignore[method-assign]
+            CheckpointStore.write_part = write_part  # type: ignore[method-assign]
             worker.actor_execute = worker.handlers["actor_execute"] = execute  # type: ignore[method-assign]
 
         self._undo = [undo]
@@ -400,12 +414,32 @@ class Faults:
         self._helpers: list[threading.Thread] = []
         self._frozen: set[int] = set()
         self._watcher = threading.Thread(target=self._watch, name="faults", daemon=True)
+        self._n_commits = [0] * len(self._faults)
+        self._commit = CheckpointStore.commit
+        CheckpointStore.commit = self._pass_commit()  # type: ignore[method-assign]
         client.register_plugin(PlantedFaults(faults, folder))
         self._watcher.start()
 
     def happened(self, number: int = 0) -> Happened | None:
         """To whom a fault has happened; None when it has not yet."""
         return Happened(**self._board.read("happened", number)) if self._board.is_noted("happened", number) else None
+
+    def _pass_commit(self) -> Callable[..., None]:
+        """Let the commit of a checkpoint, which is this process's, pass as what workers do passes."""
+        commit = self._commit
+
+        def passed(store: CheckpointStore, *arguments: Any) -> None:
+            for number, fault in enumerate(self._faults):
+                if not fault.is_at(Passing("commit")):
+                    continue
+                self._n_commits[number] += 1
+                if self._n_commits[number] >= fault.number and self._board.claim("claimed", number):
+                    until = time.monotonic() + HOLD_SECONDS
+                    while not self._board.is_noted("happened", number) and time.monotonic() < until:
+                        time.sleep(_LOOK_SECONDS)
+            commit(store, *arguments)
+
+        return passed
 
     def _watch(self) -> None:
         while not self._is_over.wait(_LOOK_SECONDS):
@@ -453,6 +487,7 @@ class Faults:
     def close(self) -> None:
         """Let frozen workers go on, and take the injectors off."""
         self._is_over.set()
+        CheckpointStore.commit = self._commit  # type: ignore[method-assign]
         self._watcher.join(5.0)
         for pid in list(self._frozen):
             self._thaw(pid)

@@ -14,6 +14,8 @@ import pytest
 from distributed import Client
 
 import dask_belief as db
+from dask_belief.checkpoint import CheckpointStore
+from dask_belief.data.folder import PARTIAL
 from dask_belief.monitoring.events import DownpourProgressed, IterationEnded, Rebuilt
 from dask_belief.parameter_server.vault import Vault
 from tests.faults.cases import LONG_SECONDS, Case, table
@@ -82,8 +84,21 @@ def assert_happened(faults: Faults, case: Case, clusters: Clusters) -> None:
     faults.await_helpers()
     if case.kinds & {"retire", "add"}:
         clusters.spoil()
-    # A second one may find nothing left to happen to.
-    assert faults.happened(0) is not None, f"{case.faults[0]} never came about"
+    for number, fault in enumerate(case.faults):
+        assert faults.happened(number) is not None, f"{fault} never came about"
+
+
+def checkpoint_of(case: Case, folder: Path) -> db.Checkpoint | None:
+    """Where the run is saved on disk; None where it is saved in the memory of workers."""
+    return db.Checkpoint(folder / "run", every_seconds=0) if case.is_checkpointed else None
+
+
+def assert_whole(case: Case, folder: Path) -> None:
+    """What is saved on disk is all there, the end of the run with it; no file is half written."""
+    if case.is_checkpointed:
+        store = CheckpointStore(folder / "run")
+        store.verify(store.newest())
+        assert not [path for path in (folder / "run").rglob("*") if PARTIAL in path.name]
 
 
 @pytest.mark.usefixtures("save_always")
@@ -91,7 +106,7 @@ def assert_happened(faults: Faults, case: Case, clusters: Clusters) -> None:
 def test_sandblaster_keeps_its_bits(clusters: Clusters, unbroken, store: Path, tmp_path: Path, case: Case) -> None:
     """Loss and step of every iteration, and the parameters, are those of the unbroken run."""
     expected = unbroken(case)
-    client, planned = clusters.client(is_fresh="retire" in case.kinds), case.faults
+    client, planned = clusters.client(), case.faults
     if case.is_at_a_later_trial:
         planned = (replace(planned[0], evaluation=later_trial(expected)), *planned[1:])
     with planted(client, planned, tmp_path / "faults") as faults:
@@ -103,8 +118,10 @@ def test_sandblaster_keeps_its_bits(clusters: Clusters, unbroken, store: Path, t
             progress=False,
             limits=LIMITS,
             validation=store if case.is_validated else None,
+            checkpoint=checkpoint_of(case, tmp_path),
         )
         assert_happened(faults, case, clusters)
+    assert_whole(case, tmp_path)
     assert result.history["loss"] == expected.history["loss"]
     assert result.history["step"] == expected.history["step"]
     assert result.parameters.tobytes() == expected.parameters.tobytes()
@@ -115,7 +132,7 @@ def test_sandblaster_keeps_its_bits(clusters: Clusters, unbroken, store: Path, t
 @pytest.mark.parametrize("case", table("downpour"))
 def test_downpour_counts_each_mini_batch_once(clusters: Clusters, tmp_path: Path, case: Case) -> None:
     """What a shard without a copy lost is told, and is all that is missing."""
-    client = clusters.client(is_fresh="retire" in case.kinds)
+    client = clusters.client()
     counting = RowCounts(N_ROWS, case.n_shards)
     method = db.Downpour(**{**PLAIN, **case.options}, n_shards=case.n_shards)
     with planted(client, case.faults, tmp_path / "faults") as faults:
@@ -127,8 +144,10 @@ def test_downpour_counts_each_mini_batch_once(clusters: Clusters, tmp_path: Path
             progress=False,
             limits=LIMITS,
             validation=counting.data() if case.is_validated else None,
+            checkpoint=checkpoint_of(case, tmp_path),
         )
         assert_happened(faults, case, clusters)
+    assert_whole(case, tmp_path)
     assert result.stop.reason is db.StopReason.EPOCHS_DONE
     assert result.passes == EPOCHS
     counts = counting.counts(result.parameters)

@@ -6,17 +6,36 @@ standard output what it has come to.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from distributed import Client
 
 import dask_belief as db
 from dask_belief.monitoring.events import DownpourProgressed, Event, IterationEnded, Saved
+from tests.row_counts import OPTIONS, RowCounts
 
 METHODS: dict[str, db.Sandblaster | db.Downpour] = {
     "sandblaster": db.Sandblaster(max_iter=40, l2=1e-3, gtol=0.0, ftol=0.0, n_shards=2),
     "downpour": db.Downpour(rule=db.Adagrad(0.05), batch_size=16, epochs=40, n_shards=2),
 }
+
+COUNTING = "counting"
+"""The method that counts rows instead of training a network."""
+
+COUNTED_ROWS, COUNTED_SHARDS = 2048, 2
+
+
+def counting() -> RowCounts:
+    """What the data set of `COUNTING` is for."""
+    return RowCounts(COUNTED_ROWS, COUNTED_SHARDS)
+
+
+def method_of(name: str) -> db.Sandblaster | db.Downpour:
+    """How it is trained."""
+    if name == COUNTING:
+        return db.Downpour(**OPTIONS, lease_rows=64, epochs=10, n_shards=COUNTED_SHARDS)
+    return METHODS[name]
 
 
 def network() -> db.Network:
@@ -38,17 +57,21 @@ def hear(event: Event) -> None:
 
 def main(scheduler: str, method: str, store: str, checkpoint: str, result: str) -> None:
     """Train until the end, or until Ctrl-C."""
+    # Whatever this is started from may ignore interrupts, as a shell does for what it runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Client(scheduler, set_as_default=False) as client:
-        say("begins")
         try:
+            # Whoever hears it may interrupt at once.
+            say("begins")
             trained = db.train(
-                network(),
+                counting() if method == COUNTING else network(),
                 store,
-                METHODS[method],
+                method_of(method),
                 client=client,
                 callbacks=[hear],
                 progress=False,
                 checkpoint=db.Checkpoint(checkpoint, every_seconds=0),
+                limits=db.Limits(deserted_seconds=2.0),
             )
         except KeyboardInterrupt:
             # It had not begun yet.
@@ -61,3 +84,5 @@ def main(scheduler: str, method: str, store: str, checkpoint: str, result: str) 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # What is left is Python's own end, which an interrupt would kill.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -307,3 +307,19 @@ def test_objective_cannot_write_to_the_parameters(server: ParameterServer, actor
     plain.fetch(1)
     with pytest.raises(ValueError, match="read-only"):
         plain.compute(rows(0), None)
+
+
+def test_holdings_count_every_vector_once(server: ParameterServer, actors: LocalActors) -> None:
+    """Before the first fetch a gradient; then parameters, a second gradient for a further block, and partial sums."""
+    vector_bytes = 4 * N_FEATURES
+    plain = executor(server, actors, n_units=N_UNITS)
+    assert plain.holdings() == {"parameters": 0, "gradients": vector_bytes, "sums": 0}
+    plain.fetch(1)
+    for unit in (0, 1, 2):
+        plain.compute(rows(unit), None)
+        plain.compute(rows(unit), None)
+        plain.add(unit)
+    # The sum of units 0 and 1, that of unit 2; unit 1's own vector is the next gradient, or waits to be.
+    held = plain.holdings()
+    assert (held["parameters"], held["gradients"]) == (vector_bytes, 2 * vector_bytes)
+    assert held["sums"] >= 2 * vector_bytes

@@ -146,7 +146,7 @@ def test_replies_are_copies() -> None:
         lambda shard, generation: shard.n_rounds(generation),
         lambda shard, generation: shard.freeze(generation),
         lambda shard, generation: shard.marks(generation),
-        lambda shard, generation: shard.advance(generation, {}),
+        lambda shard, generation: shard.advance(generation, {}, {}),
         lambda shard, generation: shard.finished(generation),
     ],
 )

@@ -112,5 +112,5 @@ def test_wait_for_another_replica_has_a_limit(
 
     stand_in: Any = Held()
     monkeypatch.setattr(shared, "_lock", stand_in)
-    with pytest.raises(CallTimeoutError, match="another replica of this worker"):
+    with pytest.raises(CallTimeoutError, match="another replica of this process"):
         shared.fetch(1)

@@ -62,8 +62,8 @@ class Falling:
 class Held:
     """Updates with the vectors that they change."""
 
-    def __init__(self, rule: Rule, initial: Any = 0.0, **options: Any) -> None:
-        self.vectors = Vectors(range(LENGTH), LENGTH, "float64", PENALISED)
+    def __init__(self, rule: Rule, initial: Any = 0.0, dtype: str = "float64", **options: Any) -> None:
+        self.vectors = Vectors(range(LENGTH), LENGTH, dtype, PENALISED)
         self.vectors.make(VALUES)[:] = initial
         self.updates = Updates(self.vectors, UpdateSpec(rule, **options))
         self.updates.begin()
@@ -323,6 +323,71 @@ def test_repeated_elastic_push_moves_nobody() -> None:
     assert n_updates == 1
     np.testing.assert_array_equal(pull, np.zeros(LENGTH))
     np.testing.assert_array_equal(held.values, before)
+
+
+# The wire.
+
+
+def bfloat16(values: Any) -> np.ndarray:
+    """The upper halves of numbers that need no rounding."""
+    words = np.asarray(values, np.float32).view(np.uint32)
+    assert not (words & 0xFFFF).any()
+    return (words >> 16).astype(np.uint16)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(initial: Any = 0.0, **options: Any) -> Held:
+    return Held(SGD(0.5), initial, dtype="float32", wire_dtype="bfloat16", **options)
+
+
+def test_bfloat16_is_widened_before_the_step_and_rounded_after_it() -> None:
+    """The values keep their digits; what is given is the nearest, ties to even."""
+    held = narrow(1.0)
+    gradient = np.array([2.0**-9, -(2.0**-9), 3 * 2.0**-9, -1.0, 0.0, 1.0, 2.0, 2.0**-20], np.float32)
+    n_updates, given = held.push(bfloat16(gradient), 0, fetch=True)
+    assert n_updates == 1 and given is not None and given.dtype == np.uint16
+    np.testing.assert_array_equal(held.values, np.float32(1) - np.float32(0.5) * gradient)
+    # Numbers from 1/2 to 1 are 2**-8 apart, and those from 1 on 2**-7.
+    np.testing.assert_array_equal(widened(given), [1.0, 1.0, 1 - 2.0**-8, 1.5, 1.0, 0.5, 0.0, 1.0])
+
+
+def test_a_sparse_push_of_bfloat16() -> None:
+    """Ranges are chosen as of whole numbers, at a push and at a fetch."""
+    held = narrow()
+    runs = np.array([[1, 3], [6, 7]])
+    _, given = held.push(bfloat16([1.0, 2.0, 4.0]), 0, runs=runs, fetch=runs)
+    np.testing.assert_array_equal(held.values, [0, -0.5, -1, 0, 0, 0, -2, 0])
+    assert given is not None
+    np.testing.assert_array_equal(widened(given), [-0.5, -1, -2])
+
+
+def test_both_sides_of_a_spring_move_by_the_same_bfloat16() -> None:
+    """What the shard gets is what the replica is told to give, bit for bit; a repeated push moves neither."""
+    start = stream(SEED, "start").standard_normal(LENGTH).astype(np.float32)
+    held = narrow(start, staleness=ElasticAveraging(0.9), n_replicas=3)
+    own = bfloat16(np.arange(LENGTH))
+    _, pull = held.push(own, 0)
+    assert pull is not None and pull.dtype == np.uint16
+    np.testing.assert_array_equal(held.values, start + widened(pull))
+    np.testing.assert_allclose(widened(pull), 0.3 * (np.arange(LENGTH) - start), rtol=2.0**-8)
+    before = held.values
+    _, again = held.push(own, 0)
+    assert again is not None
+    np.testing.assert_array_equal(widened(again), np.zeros(LENGTH))
+    np.testing.assert_array_equal(held.values, before)
+
+
+def test_pushes_of_a_round_are_kept_apart() -> None:
+    """What is widened for one is not the memory of the one before."""
+    held = narrow(staleness=Synchronous())
+    keys = [PushKey(LeaseKey(0, lease), 0, 0) for lease in range(2)]
+    for key, value in zip(keys, (1.0, 3.0), strict=True):
+        held.push(bfloat16(np.full(LENGTH, value)), 0, lease=key.lease)
+    held.fetch(closed=Round(0, tuple(keys), ()))
+    np.testing.assert_array_equal(held.values, np.full(LENGTH, -1.0))
 
 
 # Rounds.
@@ -595,8 +660,8 @@ def test_marks_tell_what_every_piece_has() -> None:
     for place in PIECES:
         saved = SavedPiece(np.zeros(place.stop - place.start), {}, {LEASE: 0}, 1)
         new.updates.restore(place.start, saved, is_behind=True)
-    assert new.updates.advance({LEASE: 2, OTHER: -1}) == 2
-    assert new.updates.advance({LEASE: 2, OTHER: -1}) == 0
+    assert new.updates.advance({LEASE: 2, OTHER: -1}, {}) == 2
+    assert new.updates.advance({LEASE: 2, OTHER: -1}, {}) == 0
     for place in PIECES:
         new.push(np.ones(place.stop - place.start), 1, 2, place=place)
     assert (new.updates.n_dropped, new.updates.n_lost, new.values.tolist()) == (2, 2, [0.0] * LENGTH)
@@ -605,6 +670,22 @@ def test_marks_tell_what_every_piece_has() -> None:
     for place in PIECES:
         successor.updates.restore(place.start, new.updates.save(place))
     assert successor.updates.n_lost == 2
+
+
+def test_what_the_values_hold_without_a_mark_is_not_lost() -> None:
+    """As of a shard that is put back to a copy of its parameters, which has no marks; also where it is carried on."""
+    new = Held(SGD(1.0))
+    new.updates.begin(is_behind=True)
+    assert new.updates.advance({LEASE: 4, OTHER: 1}, {LEASE: 2}) == 4
+    for carried in (new.updates.save(PIECES[0], with_staged=True), new.updates.save(PIECES[1], with_staged=True)):
+        assert (carried.marks, carried.n_lost, carried.caught_up) == ({LEASE: 4, OTHER: 1}, 4, frozenset())
+    for place in PIECES:
+        new.push(np.ones(place.stop - place.start), 3, 4, place=place)
+        new.push(np.ones(place.stop - place.start), 5, place=place)
+    assert (new.updates.n_dropped, new.updates.n_lost, new.values.tolist()) == (2, 4, [-1.0] * LENGTH)
+    # What it has had since is known by its mark.
+    assert new.updates.advance({LEASE: 6, OTHER: 1}, {LEASE: 2}) == 1
+    assert new.updates.n_lost == 5
 
 
 # The record.

@@ -113,8 +113,9 @@ class Place:
         self.caller: Any = Prompt(actors.caller)
         self.host = self.shards = self
         self.workers = dict.fromkeys(WORKERS, 1)
+        self.leaving: set[str] = set()
         self.dropped: list[str] = []
-        self.fails_to_make = False
+        self.fails_to_make = self.fails_to_fill = False
         self._updates = updates
         ranges = shard_ranges(N_PARAMETERS, n_shards)
         addresses = tuple(self._shard(index, 0, ranges) for index in range(len(ranges)))
@@ -160,6 +161,16 @@ class Place:
         for shard in shards:
             self.actors.actors[shard.key].adopt(generation)
         return self.directory
+
+    def leave(self, worker: str) -> None:
+        """It is there still, and is to be left."""
+        del self.workers[worker]
+        self.leaving.add(worker)
+
+    def fill(self, errands: list[tuple[str, Errand]]) -> None:
+        if self.fails_to_fill:
+            raise ActorLostError("lost on the way")
+        self.run(errands)
 
     def run(self, errands: list[tuple[str, Errand]]) -> None:
         for _, errand in errands:
@@ -357,6 +368,46 @@ def test_lost_keeper_is_made_anew_and_gets_all_of_its_shard(place: Place) -> Non
     place.run(vault.fills(of(place), place.make_anew(lost), [lost]))
     vault.go_back(of(place))
     assert place.read("s0").tobytes() == vector("s of 0").tobytes()
+
+
+def test_keeper_that_has_to_go_is_handed_over(place: Place) -> None:
+    """So the shard can be lost before anything is saved again."""
+    vault = vault_of()
+    iterate(place, 0)
+    save(vault, place, pairs(0))
+    place.client.is_held = True
+    vault.begin(of(place), {}, pairs(0), 60.0)
+    before = vault.keeper_workers()
+    place.leave(before[0])
+    vault.look(of(place))
+    place.client.is_held = False
+    assert not vault.is_saving
+    assert all(worker in place.workers for worker in vault.keeper_workers().values())
+    assert sorted(place.dropped) == [f"keeper {shard}" for shard, worker in before.items() if worker == before[0]]
+    assert all(vault.can_fill([shard]) for shard in range(2))
+    place.run(vault.fills(of(place), place.make_anew(0), [0]))
+    vault.go_back(of(place))
+    assert place.read("x").tobytes() == vector("x of 0").tobytes()
+    assert place.read("s0").tobytes() == vector("s of 0").tobytes()
+    assert save(vault, place, pairs(0)).n_bytes < vector("x").nbytes * len(pairs(0))
+
+
+@pytest.mark.parametrize("how", ["nobody to take it", "not made", "lost on the way"])
+def test_keeper_that_cannot_be_handed_over_is_lost(place: Place, how: str) -> None:
+    """Its shard is saved anew, wholly, as when its worker had died."""
+    vault = vault_of()
+    iterate(place, 0)
+    save(vault, place, pairs(0))
+    gone = vault.keeper_workers()[0]
+    place.leave(gone)
+    if how == "nobody to take it":
+        del place.workers[min(place.workers)]
+    place.fails_to_make, place.fails_to_fill = how == "not made", how == "lost on the way"
+    vault.look(of(place))
+    place.fails_to_make = place.fails_to_fill = False
+    assert not vault.can_fill([0])
+    assert gone not in vault.keeper_workers().values()
+    assert not any(actor.worker == gone for actor in vault._keepers._of_shard.values())
 
 
 def test_keeper_is_never_where_its_shard_is(place: Place) -> None:

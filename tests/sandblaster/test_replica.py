@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dask_belief.backend.device_memory import DeviceMemory
+from dask_belief.backend.numpy import NumpyBackend
 from dask_belief.binary_tree import Node
 from dask_belief.cluster.actors import Caller
 from dask_belief.cluster.hub import RUN_IS_OVER
@@ -280,6 +282,101 @@ def test_error_of_the_objective_names_unit_rows_and_worker(scene: Scene) -> None
     assert isinstance(error, ReplicaError)
     assert "ZeroDivisionError: no rows like these, in unit 0 (rows 0 to 3) on tcp://worker" in str(error)
     assert isinstance(error.__cause__, ZeroDivisionError)
+
+
+# A device without enough memory, which is pretended.
+
+
+class Full(Exception):
+    """Stands for the error of a device whose memory ran out."""
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is taken for a device that knows `Full`, and asks for as much as a unit."""
+
+    def lacking(self: NumpyBackend, error: BaseException) -> int | None:
+        return UNIT_ROWS * 8 * N_FEATURES if isinstance(error, Full) else None
+
+    monkeypatch.setattr(NumpyBackend, "lacking_bytes", lacking)
+
+
+class FullAt:
+    """Runs out of memory at some blocks of rows, counted over all."""
+
+    def __init__(self, *blocks: int) -> None:
+        self.blocks = blocks
+        self.n_blocks = 0
+
+    def __call__(self, inputs: np.ndarray) -> None:
+        self.n_blocks += 1
+        if self.n_blocks in self.blocks:
+            raise Full
+
+
+@pytest.mark.usefixtures("device")
+def test_cache_gives_way_where_memory_runs_out(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """The lease is computed again with less kept, twice if need be, and every unit counts once."""
+    # In the middle of the second evaluation: 20 blocks of two rows each make one.
+    scene.start_replica(objective=SquaredDistance(FullAt(27, 31)))
+    losses, gradients = of_units(rows())
+    hits = []
+    for evaluation in (1, 2, 3):
+        status, gradient = scene.evaluate(evaluation)
+        assert status.loss == tree_sum(losses)
+        np.testing.assert_array_equal(gradient, tree_sum(gradients) / N_ROWS)
+        hits.append(status.effort.cache_hits)
+    warnings = [record.getMessage() for record in caplog.records if "memory ran out" in record.getMessage()]
+    assert len(warnings) == 2
+    assert hits[0] == 0 < hits[2] < N_UNITS
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_replica_ends_where_the_cache_is_not_at_fault(scene: Scene, cache_bytes: int) -> None:
+    """There is nothing to give, or not any more; the error comes of the device's and names the rows."""
+    scene.start_replica(objective=SquaredDistance(FullAt(*range(3, 100))), cache_bytes=cache_bytes)
+    scene.begin(1)
+    scene.wait_for_ends()
+    error = scene.ends["a"]
+    assert isinstance(error, ReplicaError)
+    assert "in unit " in str(error)
+    assert isinstance(error.__cause__, Full)
+
+
+def test_holdings_are_what_it_keeps(scene: Scene) -> None:
+    """The decoded rows in the cache, and three vectors of the executor."""
+    dataset = ArrayDataset(rows(), np.zeros(N_ROWS, np.int64), chunk_rows=1)
+    spec = ReplicaSpec(SquaredDistance(), PLAN, scene.server.directory, scene.coordinator, "numpy", 400, 0, Limits())
+    standing: Any = SimpleNamespace(worker=SimpleNamespace(address="tcp://worker"), memory_bytes=2.0**30)
+    evaluator = Evaluator(spec, dataset, "a", standing)
+    assert set(evaluator.holdings().values()) == {0, VECTOR_BYTES}
+    unit_bytes = UNIT_ROWS * (8 * N_FEATURES + 8)
+    list(evaluator._reader.blocks(PLAN[0], 2, LIMIT))
+    assert evaluator.holdings() == {
+        "parameters": 0,
+        "gradients": VECTOR_BYTES,
+        "sums": 0,
+        "cache": unit_bytes,
+        "rows read ahead": 0,
+    }
+    evaluator.close()
+
+
+@pytest.mark.parametrize(("cache_bytes", "expected"), [(None, 100), (7, 7)])
+def test_default_cache_is_each_threads_share_of_the_device(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, cache_bytes: int | None, expected: int
+) -> None:
+    """Four tenths of what is free, shared by the replicas of a worker's threads; a size that is given is taken."""
+    memory = DeviceMemory(total_bytes=5000, used_bytes=4000, free_bytes=1000)
+    monkeypatch.setattr(NumpyBackend, "device_memory", lambda self: memory)
+    dataset = ArrayDataset(rows(), np.zeros(N_ROWS, np.int64), chunk_rows=1)
+    directory, coordinator = scene.server.directory, scene.coordinator
+    spec = ReplicaSpec(SquaredDistance(), PLAN, directory, coordinator, "numpy", cache_bytes, 50, Limits())
+    standing: Any = SimpleNamespace(worker=SimpleNamespace(address="tcp://worker"), memory_bytes=2.0**30, n_threads=4)
+    evaluator = Evaluator(spec, dataset, "a", standing)
+    assert evaluator._cache.capacity_bytes == expected
+    evaluator.close()
 
 
 # Leases that are broken off.

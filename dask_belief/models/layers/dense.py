@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,8 +14,9 @@ from dask_belief.backend import Array, Backend
 from dask_belief.checks import check_count
 from dask_belief.errors import ArgumentError
 from dask_belief.models.activations import check_activation
+from dask_belief.models.box import Box
 from dask_belief.models.initialisers import INITIALISERS, check_initialiser, default_initialiser
-from dask_belief.models.layers.base import Layer, Workspace
+from dask_belief.models.layers.base import Layer, Part, Workspace
 from dask_belief.models.layout import Shape
 
 
@@ -118,6 +119,19 @@ class Dense(Layer):
         else:
             backend.xp.matmul(delta, parameters["weights"].T, out=_flat(input_delta))
         return input_delta
+
+    def cut_axes(self, input_shape: Shape) -> frozenset[int]:
+        """Give the only axis: units can be anywhere."""
+        return frozenset({0})
+
+    def part(self, outputs: Box, input_shape: Shape) -> Part:
+        """Give the layer of some units: all inputs, and their columns of the weights."""
+        (start,), (stop,) = outputs.starts, outputs.stops
+        parameters = {
+            "weights": Box((0, start), (math.prod(input_shape), stop)),
+            "bias": outputs,
+        }
+        return Part(replace(self, units=stop - start), outputs, Box.whole(input_shape), parameters)
 
 
 def _flat(rows: Array) -> Array:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from dask_belief.backend import Array, Backend
 from dask_belief.checks import check_count
 from dask_belief.errors import ArgumentError
+from dask_belief.models.box import Box
 from dask_belief.models.initialisers import INITIALISERS, check_initialiser, default_initialiser
-from dask_belief.models.layers.base import Layer, Workspace
+from dask_belief.models.layers.base import Layer, Part, Workspace
 from dask_belief.models.layout import Shape
 
 
@@ -106,10 +107,10 @@ class Embedding(Layer):
         return None
 
     def ids(self, backend: Backend, inputs: Array) -> Array:
-        """Give inputs as int64 of the same shape, copied only where they are something else.
+        """Give inputs as int64 of the same shape where `backend` computes, copied only where they are something else.
 
-        All are checked, those on a device too, though that waits for it: a row outside the table would be another
-        parameter's memory, and no later check could tell.
+        All are checked: a row outside the table would be another parameter's memory, and no later check could tell.
+        Inputs on the host are checked there; for those on a device that waits for it.
 
         Raises
         ------
@@ -119,17 +120,18 @@ class Embedding(Layer):
         fault = self.fault(inputs.dtype)
         if fault is not None:
             raise ArgumentError(f"inputs: {fault}")
-        ids = backend.asarray(inputs, np.int64)
+        is_on_host = isinstance(inputs, np.ndarray)
+        ids = np.asarray(inputs, np.int64) if is_on_host else backend.asarray(inputs, np.int64)
         is_wrong = (ids < 0) | (ids >= self.n_entries)
         if inputs.dtype.kind == "f":
             is_wrong |= ids != inputs
-        if backend.item(backend.xp.any(is_wrong)):
+        if bool(is_wrong.any()) if is_on_host else backend.item(backend.xp.any(is_wrong)):
             rows, *_ = np.nonzero(wrong := backend.to_host(is_wrong))
             first = backend.to_host(inputs)[wrong][0]
             raise ArgumentError(
                 f"inputs: {self._expected}, got {first:.15g} in row {rows[0]} of the {len(ids)} given. {_ADVICE}"
             )
-        return ids
+        return backend.asarray(ids)
 
     @property
     def _expected(self) -> str:
@@ -171,6 +173,70 @@ class Embedding(Layer):
         gradient[ids] = 0
         backend.scatter_add_(gradient, ids, delta.reshape(-1, self.n_columns))
         return None
+
+    def cut_axes(self, input_shape: Shape) -> frozenset[int]:
+        """Give the only axis, where ids are of one axis as well."""
+        return frozenset({0} if len(input_shape) == 1 else ())
+
+    def part(self, outputs: Box, input_shape: Shape) -> Part:
+        """Give the layer of some positions, with all of the table; a vector that is cut is looked up in both parts."""
+        if len(input_shape) != 1:
+            return super().part(outputs, input_shape)
+        (start,), (stop,) = outputs.starts, outputs.stops
+        first, end = start // self.n_columns, -(-stop // self.n_columns)
+        parameters = {"weights": Box.whole((self.n_entries, self.n_columns))}
+        layer = self
+        if (first * self.n_columns, end * self.n_columns) != (start, stop):
+            options = self.n_entries, self.n_columns, self.initialiser, self.penalised
+            layer = _SomeColumns(*options, start - first * self.n_columns, stop - first * self.n_columns)
+        return Part(layer, outputs, Box((first,), (end,)), parameters)
+
+
+@dataclass(frozen=True)
+class _SomeColumns(Embedding):
+    """An embedding of which only the outputs from `start` up to `stop` are given: a part that cuts vectors."""
+
+    kind: ClassVar[str] = "embedding part"
+
+    start: int = 0
+    stop: int = 0
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Give how many outputs are left."""
+        return (self.stop - self.start,)
+
+    def workspace_numbers(self, input_shape: Shape) -> int:
+        """Count all columns of the vectors besides."""
+        return super().workspace_numbers(input_shape) + math.prod(input_shape) * self.n_columns
+
+    def forward(self, backend: Backend, parameters: Mapping[str, Array], inputs: Array, workspace: Workspace) -> Array:
+        """Give some columns of the vectors of the ids."""
+        weights = parameters["weights"]
+        vectors = workspace.array("vectors", (*inputs.shape, self.n_columns), weights.dtype)
+        backend.xp.take(weights, inputs.reshape(-1), axis=0, out=vectors.reshape(-1, self.n_columns))
+        outputs = workspace.array("outputs", (len(inputs), self.stop - self.start), weights.dtype)
+        outputs[...] = vectors.reshape(len(inputs), inputs.shape[1] * self.n_columns)[:, self.start : self.stop]
+        return outputs
+
+    def backward(
+        self,
+        backend: Backend,
+        parameters: Mapping[str, Array],
+        gradients: Mapping[str, Array],
+        inputs: Array,
+        outputs: Array,
+        delta: Array,
+        workspace: Workspace,
+        *,
+        needs_input_delta: bool,
+    ) -> Array | None:
+        """Write as `Embedding.backward`, with zeros for the columns that are not here."""
+        whole = workspace.array("vectors", (len(inputs), inputs.shape[1] * self.n_columns), delta.dtype)
+        whole[...] = 0
+        whole[:, self.start : self.stop] = delta
+        return super().backward(
+            backend, parameters, gradients, inputs, outputs, whole, workspace, needs_input_delta=needs_input_delta
+        )
 
 
 _ADVICE = "Number the entries from 0 without gaps, give the Embedding more entries, or leave ids unscaled."

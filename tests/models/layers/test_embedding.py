@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,8 +24,11 @@ IDS = np.array([[0, 9], [4, 4], [9, 5]])
 
 
 @pytest.fixture(params=USABLE)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return get_backend(request.param)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Layers compute where the network has entered the backend's stream."""
+    backend = get_backend(request.param)
+    with backend.computing():
+        yield backend
 
 
 def table(*shape: int) -> np.ndarray:

@@ -1,0 +1,144 @@
+"""Asking Dask's scheduler, and stores of files, through calls that have no limit of their own.
+
+A scheduler that is gone ends its clients' calls. One that is stopped, swaps or is cut off keeps the connection, and
+Dask's `Client` waits for its answer for ever. So does a file system over a network that has gone.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future as Promise
+from typing import TypeVar
+
+from distributed import Client, Future
+
+from dask_belief.cluster.limits import NO_WORKER_SECONDS, limits
+from dask_belief.errors import CallTimeoutError, CheckpointError
+
+Result = TypeVar("Result")
+
+
+class _TooLateError(Exception):
+    """No answer within the limit."""
+
+
+def in_time(what: str, ask: Callable[[], Result], timeout_seconds: float | None = None) -> Result:
+    """Make a call that waits for the scheduler, and wait for it no longer than `Limits.call_seconds`.
+
+    Parameters
+    ----------
+    what
+        What the scheduler is asked for, as in "the scheduler was asked for ...".
+    ask
+        The call. It runs in another thread, which is left behind when the limit passes.
+    timeout_seconds
+        Another limit.
+
+    Raises
+    ------
+    CallTimeoutError
+        When the limit passes.
+    Exception
+        What the call raised.
+    """
+    limit_seconds = limits().call_seconds if timeout_seconds is None else timeout_seconds
+    try:
+        return _within(limit_seconds, ask)
+    except _TooLateError as error:
+        raise CallTimeoutError(
+            f"the scheduler was asked for {what} and did not answer within {limit_seconds:g} seconds. Look whether its "
+            "process is stopped, swaps, or is cut off."
+        ) from error
+
+
+def from_store(path: str, what: str, ask: Callable[[], Result]) -> Result:
+    """Make a call that reads or writes a checkpoint, and wait for it no longer than `Limits.no_progress_seconds`.
+
+    Parameters
+    ----------
+    path
+        Of the checkpoint.
+    what
+        What is done there.
+    ask
+        The call, made as by `in_time`. What it may yet write when nobody waits any more is complete or absent, too.
+
+    Raises
+    ------
+    CheckpointError
+        When the limit passes.
+    Exception
+        What the call raised.
+    """
+    limit_seconds = limits().no_progress_seconds
+    try:
+        return _within(limit_seconds, ask)
+    except _TooLateError as error:
+        raise CheckpointError(
+            f"checkpoint: {what} {path} did not end within {limit_seconds:g} seconds. Look whether that folder or "
+            "store answers at all; where it is only slow, give a larger Limits(no_progress_seconds=...)."
+        ) from error
+
+
+def _within(limit_seconds: float, ask: Callable[[], Result]) -> Result:
+    """Make a call in another thread, which is left behind when the limit passes."""
+    promise: Promise[Result] = Promise()
+
+    def keep() -> None:
+        # What comes when nobody waits any more is let go at once: it may hold something on the cluster.
+        try:
+            result = ask()
+        except BaseException as error:
+            if promise.set_running_or_notify_cancel():
+                promise.set_exception(error)
+        else:
+            if promise.set_running_or_notify_cancel():
+                promise.set_result(result)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(keep,), name="dask-belief-asks", daemon=True).start()
+    try:
+        return promise.result(limit_seconds)
+    except TimeoutError as error:
+        if not promise.cancel():
+            # It has just come, or is what the call itself raised.
+            return promise.result()
+        raise _TooLateError from error
+
+
+def send(client: Client, thing: Result, worker: str) -> Future[Result]:
+    """Send something to one worker, for as long as its future lives.
+
+    Raises
+    ------
+    KeyError, OSError
+        When the worker is not there.
+    CallTimeoutError
+        When it has not got all of it within `Limits.no_progress_seconds`: a data set in memory may take a while.
+    """
+
+    def scatter() -> list[Future[Result]]:
+        sent: list[Future[Result]] = client.scatter([thing], workers=[worker], hash=False, timeout=NO_WORKER_SECONDS)
+        return sent
+
+    limit_seconds = limits().no_progress_seconds
+    try:
+        [future] = _within(limit_seconds, scatter)
+    except _TooLateError as error:
+        raise CallTimeoutError(
+            f"data for the run were not on {worker} within {limit_seconds:g} seconds. Look whether that worker and the "
+            "scheduler answer. Data that are in memory travel to each worker: write large ones with write_dataset, or "
+            "give a larger Limits(no_progress_seconds=...)."
+        ) from error
+    return future
+
+
+def log_event(client: Client, topic: str, message: object, timeout_seconds: float | None = None) -> None:
+    """Log an event as `Client.log_event` does, and wait until the scheduler has it; raises `CallTimeoutError`."""
+    in_time("an event to be logged", lambda: client.log_event(topic, message), timeout_seconds)
+
+
+def threads_of_workers(client: Client) -> dict[str, int]:
+    """Ask the scheduler for its workers, each with its number of threads; raises `CallTimeoutError`."""
+    return dict(in_time("its workers", client.nthreads))

@@ -1,0 +1,1 @@
+// CuPy's headers include this; what they use of it is in the standard library.
