@@ -17,7 +17,7 @@ from dask_belief.cluster.placement import place
 from dask_belief.monitoring.events import DownpourProgressed, Event, IterationEnded, Rebuilt, WorkerLost
 from tests.faults.clusters import Clusters, assert_clean
 from tests.faults.conftest import kill
-from tests.row_counts import BATCH_SIZE, OPTIONS, RowCounts
+from tests.row_counts import OPTIONS, RowCounts
 
 LIMIT_SECONDS = 60.0
 N_ROWS, EPOCHS, MAX_ITER = 2048, 12, 25
@@ -58,22 +58,27 @@ def alone(clusters: Clusters, store: Path) -> db.TrainingResult:
 
 
 class Broken(RowCounts):
-    """Raises after some mini-batches of a process."""
+    """Raises once a file is there."""
 
-    _n_done = 0
+    def __init__(self, n_rows: int, sign: Path) -> None:
+        super().__init__(n_rows)
+        self._sign = sign
 
     def loss_and_gradient(self, parameters, inputs, targets) -> tuple[float, np.ndarray]:
-        self._n_done += 1
-        if self._n_done > N_ROWS // BATCH_SIZE:
+        if self._sign.exists():
             raise ZeroDivisionError("planted")
         return super().loss_and_gradient(parameters, inputs, targets)
 
 
-def broken(client: Client, rows: Path, **options: Any) -> db.TrainingResult:
-    """A run that its objective ends."""
-    counting = Broken(N_ROWS)
-    method = db.Downpour(**OPTIONS, lease_rows=64, epochs=100 * EPOCHS, n_shards=1)
-    return db.train(counting, counting.data(), method, client=client, progress=False, **options)
+def broken(sign: Path) -> Train:
+    """A run that its objective ends once a file is there."""
+
+    def train(client: Client, rows: Path, **options: Any) -> db.TrainingResult:
+        counting = Broken(N_ROWS, sign)
+        method = db.Downpour(**OPTIONS, lease_rows=64, epochs=1000 * EPOCHS, n_shards=1)
+        return db.train(counting, counting.data(), method, client=client, progress=False, **options)
+
+    return train
 
 
 class Meeting:
@@ -131,10 +136,12 @@ def test_each_has_the_result_that_it_has_alone(clusters: Clusters, store: Path, 
 
 
 @pytest.mark.parametrize("other", [sandblaster, downpour])
-def test_error_in_one_does_not_end_the_other(clusters: Clusters, store: Path, alone, other: Train) -> None:
-    """The objective of one raises on the workers that both have."""
-    client = clusters.client()
-    error, result = together(client, store, (broken, other), lambda: None)
+def test_error_in_one_does_not_end_the_other(
+    clusters: Clusters, store: Path, alone, other: Train, tmp_path: Path
+) -> None:
+    """The objective of one raises on the workers that both have, when both are at work."""
+    client, sign = clusters.client(), tmp_path / "raise now"
+    error, result = together(client, store, (broken(sign), other), sign.touch)
     assert isinstance(error, db.ReplicaError) and "planted" in str(error)
     assert_as_alone(other, result, alone)
     assert_clean(client)
