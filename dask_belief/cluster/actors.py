@@ -377,7 +377,8 @@ class ActorHost:
                 on = ", ".join(sorted({actor.worker for actor in gone or waiting}))
                 why = "their worker is gone" if gone else "their workers are gone or busy"
                 raise ActorLostError(
-                    f"actors {missing} were not made within {limit_seconds:g} seconds on {on}: {why}. Look at them."
+                    f"actors {missing} were not made within {limit_seconds:g} seconds on {on}: {why}. Look at "
+                    "them in the dashboard; where they only take long, give a larger Limits(start_seconds=...)."
                 )
             with contextlib.suppress(TimeoutError):
                 wait_for(futures, _LOOK_SECONDS)

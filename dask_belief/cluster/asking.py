@@ -1,4 +1,4 @@
-"""Asking Dask's scheduler, and stores of files, through calls that have no limit of their own.
+"""Waiting for answers: of Dask's scheduler and of stores of files, whose calls have no limit, and of calls under way.
 
 A scheduler that is gone ends its clients' calls. One that is stopped, swaps or is cut off keeps the connection, and
 Dask's `Client` waits for its answer for ever. So does a file system over a network that has gone.
@@ -79,6 +79,37 @@ def from_store(path: str, what: str, ask: Callable[[], Result]) -> Result:
         raise CheckpointError(
             f"checkpoint: {what} {path} did not end within {limit_seconds:g} seconds. Look whether that folder or "
             "store answers at all; where it is only slow, give a larger Limits(no_progress_seconds=...)."
+        ) from error
+
+
+def answer_within(limit_seconds: float, under_way: Promise[Result], what: str) -> Result:
+    """Wait for a call to workers that was begun on the event loop.
+
+    Parameters
+    ----------
+    limit_seconds
+        How long to wait.
+    under_way
+        What was begun; it goes on when the limit passes.
+    what
+        What is waited for and of whom, as the beginning of a sentence.
+
+    Raises
+    ------
+    CallTimeoutError
+        When the limit passes.
+    Exception
+        What the call raised.
+    """
+    try:
+        return under_way.result(limit_seconds)
+    except TimeoutError as error:
+        if under_way.done():
+            # It is what the call itself raised, or the answer has just come.
+            return under_way.result()
+        raise CallTimeoutError(
+            f"{what} did not come within {limit_seconds:g} seconds. That worker may be frozen or overloaded: look at "
+            "it in the dashboard."
         ) from error
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from dask_belief.cluster.actors import ActorAddress, Caller
+from dask_belief.cluster.asking import answer_within
 from dask_belief.cluster.hub import Over
 from dask_belief.cluster.limits import GRACE_SECONDS, limits
 from dask_belief.cluster.standing import Standing
-from dask_belief.errors import CallTimeoutError, StaleError
+from dask_belief.errors import StaleError
 
 Asked = concurrent.futures.Future[Any]
 """A question for work that is under way; it ends with a lease, `Over`, or None."""
@@ -92,15 +93,27 @@ class HubLine:
             When the hub does not answer.
         """
         limit_seconds = limits().poll_seconds + limits().call_seconds + GRACE_SECONDS
-        try:
-            return asked.result(limit_seconds)
-        except concurrent.futures.TimeoutError as error:
-            if asked.done():
-                raise
-            raise CallTimeoutError(
-                f"{self._hub.name} on {self._hub.worker} gave {self._replica} no answer within {limit_seconds:g} "
-                "seconds. Its worker may be frozen or overloaded: look at it in the dashboard."
-            ) from error
+        what = f"the answer of {self._hub.name} on {self._hub.worker} to {self._replica}"
+        return answer_within(limit_seconds, asked, what)
+
+    def wait_for_report(self, report: Asked, push_seconds: float | None = None) -> None:
+        """Wait until a lease is reported, and before that the push that belongs to it is through.
+
+        Parameters
+        ----------
+        report
+            Under way.
+        push_seconds
+            How long the push may take; `Limits.call_seconds` if none is given.
+
+        Raises
+        ------
+        CallTimeoutError, ActorLostError
+            When shards or hub do not answer.
+        """
+        limit_seconds = limits().call_seconds + (push_seconds or limits().call_seconds)
+        what = f"the end of a push of {self._replica} to the shards, and of its report to {self._hub.worker},"
+        answer_within(limit_seconds, report, what)
 
     async def directory(self, known: int) -> Any:
         """Ask for a directory of the shards newer than number `known`; None when there is none at this moment."""

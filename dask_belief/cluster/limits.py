@@ -57,6 +57,11 @@ class Limits:
     urgent_seconds: float = 0.5
     deserted_seconds: float = 60.0
 
+    @property
+    def two_calls_seconds(self) -> float:
+        """A call that waits for another one, such as a report that follows a push: each has `call_seconds`."""
+        return 2 * self.call_seconds
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
@@ -74,6 +79,9 @@ AT_HAND_SECONDS = 1.0
 
 NO_WORKER_SECONDS = 0.5
 """How long the scheduler looks for a worker that it is to send data to, and that may have left this moment."""
+
+NEWS_SECONDS = 2.0
+"""When a call to an actor fails or takes longer, word that its worker is gone follows within moments, if it is gone."""
 
 _DEFAULT = Limits()
 _in_force: ContextVar[Limits] = ContextVar("dask_belief_limits", default=_DEFAULT)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from dask_belief.backend import Backend
 from dask_belief.cluster.actors import Caller
+from dask_belief.cluster.asking import answer_within
 from dask_belief.cluster.limits import limits
-from dask_belief.errors import CallTimeoutError
 from dask_belief.parameter_server.directory import Directory
 from dask_belief.parameter_server.exchange import Exchange, Exchanged, Sent, Traffic
 from dask_belief.parameter_server.selection import Selection
@@ -97,7 +97,7 @@ class Courier:
         self._carry = carry
         self._caller = caller
         self._backend = backend
-        self._limit_seconds = 2 * limits().call_seconds if limit_seconds is None else limit_seconds
+        self._limit_seconds = limits().two_calls_seconds if limit_seconds is None else limit_seconds
         self._line: deque[_UnderWay] = deque()
         self._last: concurrent.futures.Future[Exchanged] | None = None
         self._free: list[Sent] = []
@@ -158,15 +158,9 @@ class Courier:
     def _finish_first(self) -> None:
         first = self._line.popleft()
         ask, traffic = first.ask, self.traffic
-        try:
-            done = first.future.result(self._limit_seconds)
-        except concurrent.futures.TimeoutError as error:
-            if first.future.done():
-                raise
-            raise CallTimeoutError(
-                f"an exchange with the shards on {self._workers} did not end within {self._limit_seconds:g} seconds. "
-                "One of these workers may be frozen or overloaded: look at them in the dashboard."
-            ) from error
+        done = answer_within(
+            self._limit_seconds, first.future, f"the end of an exchange with the shards on {self._workers}"
+        )
         traffic.pushed_bytes += done.pushed_bytes
         traffic.fetched_bytes += done.fetched_bytes
         if first.pushed is not None:

@@ -48,6 +48,11 @@ class StepSpec:
     renew: Renew | None = None
 
 
+def exchange_seconds(method: Downpour) -> float:
+    """How long an exchange may take: it may wait for other replicas, and they may stall as long as the run may."""
+    return limits().two_calls_seconds + method.stalled_after_seconds
+
+
 class PlainStepExecutor(PlainExecutor):
     """Steps of Algorithm 1.1 with one flat vector.
 
@@ -66,8 +71,7 @@ class PlainStepExecutor(PlainExecutor):
         self._replica = spec.replica
         self._method = spec.method
         self._rule = spec.method.rule
-        # An exchange may wait for other replicas, and they are waited for as long as a run may stall.
-        limit_seconds = 2 * limits().call_seconds + spec.method.stalled_after_seconds
+        limit_seconds = exchange_seconds(spec.method)
         # What travels as bfloat16 is held as uint16.
         self._is_narrow = spec.method.wire_dtype is not None
         self._courier = Courier(

@@ -229,7 +229,8 @@ class _Replay:
     def __exit__(self, *_: object) -> None:
         # Whoever still waits for a turn, or comes later, is told that there will be none.
         self._is_over = True
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result(limits().stop_seconds)
+        cancelling = asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop)
+        concurrent.futures.wait([cancelling], limits().stop_seconds)
         self._threads.shutdown(cancel_futures=True)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._loop_thread.join(limits().stop_seconds)

@@ -23,7 +23,7 @@ from dask_belief.data.prefetch import Prefetcher
 from dask_belief.data.units import UnitPlan, WorkUnit
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.courier import Carry
-from dask_belief.downpour.executor import ElasticStepExecutor, PlainStepExecutor, StepSpec
+from dask_belief.downpour.executor import ElasticStepExecutor, PlainStepExecutor, StepSpec, exchange_seconds
 from dask_belief.downpour.lease_book import RowLease
 from dask_belief.downpour.ledger import LeaseReport
 from dask_belief.downpour.pace import Pace
@@ -125,6 +125,7 @@ class Replica:
         self._prefetcher = Prefetcher(self._read, ready_bytes=read_ahead_bytes(standing))
         self._hub = HubLine(spec.ledger, replica, standing, caller, self._read_ahead)
         is_paced = isinstance(method.staleness, MaxStaleness)
+        self._push_seconds = exchange_seconds(method)
         self._pace = Pace(self._hub, method.stalled_after_seconds) if is_paced else None
         renew = self._hub.directory
         steps = StepSpec(replica, spec.objective, spec.directory, caller, self._backend, method, renew)
@@ -178,7 +179,7 @@ class Replica:
         if trained is None:
             return False
         if self._report is not None:
-            self._report.result(2 * limits().call_seconds)
+            self._hub.wait_for_report(self._report, self._push_seconds)
         report = LeaseReport(key, trained.n_steps, unit.rows, trained.loss_sum, trained.n_rows, self._progress())
         self._report = self._hub.report_after(trained.sent, report)
         return True

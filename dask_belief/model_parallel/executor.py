@@ -159,7 +159,7 @@ class PartitionedExecutor(Generic[Inner]):
         first = await own
         found = [first]
         for piece in self._others:
-            limit_seconds = 2 * limits().call_seconds
+            limit_seconds = limits().two_calls_seconds
             try:
                 waiting = self._correspondent.arrival(self._answer(question, piece))
                 answer = await asyncio.wait_for(waiting, limit_seconds)

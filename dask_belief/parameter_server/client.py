@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dask_belief.binary_tree import Node
 from dask_belief.cluster.actors import Caller, all_of
-from dask_belief.cluster.limits import limits
+from dask_belief.cluster.limits import NEWS_SECONDS, limits
 from dask_belief.errors import ActorLostError, OldDirectoryError
 from dask_belief.monitoring.events import ShardProgress
 from dask_belief.parameter_server.directory import Directory, Renew
@@ -38,10 +38,6 @@ from dask_belief.parameter_server.vectors import join_nodes
 Vector = NDArray[np.floating]
 
 _PIECES_IN_FLIGHT = 2
-
-# A call that takes longer may be to a worker that is frozen: whether its shard was replaced is asked beside it.
-_PATIENCE_SECONDS = 2.0
-
 
 Calls = Callable[[Directory], list[Awaitable[Any]]]
 """Makes the same calls by one directory or another."""
@@ -133,7 +129,8 @@ class ParameterServer:
         calling = asyncio.ensure_future(all_of(calls(directory)))
         asking: asyncio.Future[None] | None = None
         try:
-            await asyncio.wait({calling}, timeout=_PATIENCE_SECONDS)
+            # It may be to a worker that is frozen: whether its shard was replaced is asked beside it.
+            await asyncio.wait({calling}, timeout=NEWS_SECONDS)
             if not calling.done():
                 asking = asyncio.ensure_future(self._renewed(directory.generation, None))
                 await asyncio.wait({calling, asking}, return_when=asyncio.FIRST_COMPLETED)

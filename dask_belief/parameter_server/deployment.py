@@ -27,7 +27,7 @@ from distributed import Client
 from dask_belief.cluster.actors import ActorAddress, ActorHost, Caller
 from dask_belief.cluster.futures import is_loss
 from dask_belief.cluster.hub import RUN_IS_OVER
-from dask_belief.cluster.limits import limits
+from dask_belief.cluster.limits import NEWS_SECONDS, limits
 from dask_belief.cluster.membership import Joined, Leaving, Lost, Membership, wait_for_a_worker
 from dask_belief.cluster.placement import place, place_one, replicas_to_start, teams_to_start
 from dask_belief.cluster.replicas import InPieces, ReplicaPool
@@ -53,8 +53,6 @@ _RESTARTS_PER_WORKER = 3
 # So many times in a row actors may be lost, without any work finished in between, before the run gives up.
 _IDLE_LOSSES = 5
 
-# When a call to an actor fails, the scheduler's word that its worker is gone follows within moments.
-_NEWS_SECONDS = 2.0
 _LOOK_SECONDS = 0.01
 
 
@@ -351,7 +349,7 @@ class Deployment:
     def find_losses(self, error: ClusterError) -> None:
         """After a call to a shard failed: find out which worker is gone, by the scheduler's word or by asking."""
         self._count_loss(error)
-        until, generation = time.monotonic() + _NEWS_SECONDS, self.directory.generation
+        until, generation = time.monotonic() + NEWS_SECONDS, self.directory.generation
         self.take_news()
         while not self.lost_shards() and self.directory.generation == generation:
             if time.monotonic() > until:
@@ -371,7 +369,7 @@ class Deployment:
 
     def _await_loss(self, worker: str) -> None:
         """Wait for the word that a worker which does not answer is lost; without it, take it for lost all the same."""
-        until = time.monotonic() + _NEWS_SECONDS
+        until = time.monotonic() + NEWS_SECONDS
         while self._is_there(worker) and time.monotonic() < until:
             self._take_changes()
             time.sleep(_LOOK_SECONDS)

@@ -322,7 +322,7 @@ class Evaluator:
         pushed = self._executor.push_sum(report.lease.evaluation, report.lease.node)
         self._deliveries.append(self._caller.start(self._report(pushed, report)))
         while len(self._deliveries) > self._most_in_flight:
-            self._deliveries.pop(0).result(2 * limits().call_seconds)
+            self._hub.wait_for_report(self._deliveries.pop(0))
         self._settle()
 
     async def _report(self, pushed: concurrent.futures.Future[int], report: Report) -> None:

@@ -8,11 +8,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future as Promise
 
 import pytest
 from distributed import Client
 
-from dask_belief.cluster.asking import in_time, send, threads_of_workers
+from dask_belief.cluster.asking import answer_within, in_time, send, threads_of_workers
 from dask_belief.cluster.limits import Limits, limited_by, limits
 from dask_belief.errors import CallTimeoutError
 from tests.small_cluster import eventually
@@ -47,6 +48,25 @@ def test_answer_that_does_not_come_is_an_error() -> None:
             in_time("its workers", lambda: is_over.wait(30.0))
     finally:
         is_over.set()
+
+
+def test_call_under_way_that_does_not_end_is_an_error() -> None:
+    """It names what was waited for, and how long; the call goes on."""
+    under_way: Promise[int] = Promise()
+    with pytest.raises(CallTimeoutError, match=r"the report of replica-3 did not come within 0\.05 seconds"):
+        answer_within(0.05, under_way, "the report of replica-3")
+    under_way.set_result(5)
+    assert answer_within(0.05, under_way, "the report of replica-3") == 5
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), TimeoutError("of its own")])
+def test_what_a_call_under_way_raises_comes_through(error: Exception) -> None:
+    """Also where it is a limit of its own that passed."""
+    under_way: Promise[int] = Promise()
+    under_way.set_exception(error)
+    with pytest.raises(type(error)) as caught:
+        answer_within(1.0, under_way, "a report")
+    assert caught.value is error
 
 
 class Held:

@@ -480,7 +480,7 @@ def test_call_that_hangs_is_given_up_for_a_newer_directory(
     actors: LocalActors, hub: Hub, monkeypatch: pytest.MonkeyPatch, is_renewed: bool
 ) -> None:
     """And for nothing else: without one it is waited for, and made once."""
-    monkeypatch.setattr(client_module, "_PATIENCE_SECONDS", 0.001)
+    monkeypatch.setattr(client_module, "NEWS_SECONDS", 0.001)
     x, into = random_vector("x"), np.empty(N_PARAMETERS, np.float32)
     server = begin_updates(actors, 2, x)
     replica, caller, goes_on = replica_of(server, actors, hub), actors.caller, asyncio.Event()

@@ -314,7 +314,7 @@ def test_hub_is_made_anew_when_the_driver_asks(own_client: Client, opened: Opene
 
 def test_key_of_a_hub_that_could_not_be_made_is_not_used_again(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker was lost while it was made, say."""
-    monkeypatch.setattr(deployment_module, "_NEWS_SECONDS", 0.0)
+    monkeypatch.setattr(deployment_module, "NEWS_SECONDS", 0.0)
     with opened(n_shards=1) as deployment:
         spawned: list[ActorAddress] = []
         ready, give_up = deployment.host.ready, deployment._membership.give_up
