@@ -57,7 +57,7 @@ def frozen(client: Client, address: str) -> Iterator[None]:
 
 
 def _await_leave(client: Client, address: str) -> None:
-    eventually(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
+    eventually(lambda: address not in client.nthreads())
     # The cluster keeps a list of its own, which must have heard as well before it is closed.
     eventually(lambda: address not in client.cluster.scheduler_info["workers"])
 

@@ -10,12 +10,12 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future as Promise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distributed import Client, Future
 
 from dask_belief.cluster.limits import NO_WORKER_SECONDS, limits
-from dask_belief.errors import CallTimeoutError, CheckpointError
+from dask_belief.errors import CallTimeoutError, CheckpointError, ClusterError
 
 Result = TypeVar("Result")
 
@@ -173,3 +173,24 @@ def log_event(client: Client, topic: str, message: object, timeout_seconds: floa
 def threads_of_workers(client: Client) -> dict[str, int]:
     """Ask the scheduler for its workers, each with its number of threads; raises `CallTimeoutError`."""
     return dict(in_time("its workers", client.nthreads))
+
+
+def known_of_workers(client: Client) -> dict[str, dict[str, Any]]:
+    """Ask the scheduler for all that it knows of its workers, by address.
+
+    `Client.scheduler_info` gives what the client was told last, and now and then it is told of no worker at all: every
+    two seconds Dask asks for itself, for the numbers without the workers.
+
+    Raises
+    ------
+    CallTimeoutError
+        When the scheduler does not answer in time.
+    ClusterError
+        When the client was closed.
+    """
+    scheduler = client.scheduler
+    if scheduler is None:
+        raise ClusterError("client: it is closed, and knows no scheduler. Connect a new one.")
+    found = in_time("what it knows of its workers", lambda: client.sync(scheduler.identity, n_workers=-1))
+    workers: dict[str, dict[str, Any]] = found["workers"]
+    return workers

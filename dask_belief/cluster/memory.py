@@ -12,12 +12,11 @@ import functools
 import logging
 import platform
 from dataclasses import dataclass
-from typing import Any
 
 import dask
 from distributed import Client
 
-from dask_belief.cluster.asking import in_time
+from dask_belief.cluster.asking import known_of_workers
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +81,13 @@ class Thresholds:
 
 def memory_of_workers(client: Client) -> dict[str, WorkerMemory]:
     """Ask the scheduler for what it knows of each worker's memory, by address."""
-    found = in_time("the memory of its workers", lambda: client.scheduler_info(n_workers=-1))
-    workers: dict[str, dict[str, Any]] = found["workers"]
     return {
         address: WorkerMemory(
             limit_bytes=int(known["memory_limit"] or 0),
             n_threads=int(known["nthreads"]),
             held_bytes=int(known.get("metrics", {}).get("managed_bytes", 0)),
         )
-        for address, known in workers.items()
+        for address, known in known_of_workers(client).items()
     }
 
 

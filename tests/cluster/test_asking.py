@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from concurrent.futures import Future as Promise
 import pytest
 from distributed import Client
 
-from dask_belief.cluster.asking import answer_within, in_time, send, threads_of_workers
+from dask_belief.cluster.asking import answer_within, in_time, known_of_workers, send, threads_of_workers
 from dask_belief.cluster.limits import Limits, limited_by, limits
 from dask_belief.errors import CallTimeoutError
 from tests.small_cluster import eventually
@@ -126,6 +127,23 @@ def test_workers_and_what_is_sent_to_them(own_client: Client) -> None:
     assert sent.result() == {"a": 1}
     with pytest.raises(KeyError):
         send(own_client, {"a": 1}, "tcp://127.0.0.1:1")
+
+
+def test_what_is_known_of_workers_is_known_at_any_moment(own_client: Client) -> None:
+    """Also while the client asks for itself, as it does every two seconds, and learns of no worker."""
+    is_over = threading.Event()
+
+    async def ask_for_itself() -> None:
+        while not is_over.is_set():
+            await own_client._update_scheduler_info()
+
+    asking = asyncio.run_coroutine_threadsafe(ask_for_itself(), own_client.loop.asyncio_loop)
+    try:
+        workers = set(own_client.nthreads())
+        assert all(set(known_of_workers(own_client)) == workers for _ in range(100))
+    finally:
+        is_over.set()
+        asking.result(10.0)
 
 
 def test_data_set_may_take_longer_than_a_worker_may_be_silent(own_client: Client, monkeypatch) -> None:

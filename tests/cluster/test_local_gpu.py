@@ -14,6 +14,7 @@ from distributed import Client
 
 import dask_belief as db
 from dask_belief.cluster import local_gpu
+from dask_belief.cluster.asking import known_of_workers
 from dask_belief.cluster.limits import limited_by
 from dask_belief.cluster.local_gpu import VISIBLE, check_devices, count_devices, visible_devices
 from dask_belief.errors import ArgumentError, NoGPU
@@ -117,7 +118,7 @@ def test_each_worker_is_shown_its_device_alone(pretended: Pretended) -> None:
     """One process with one thread for each that was chosen, which is its name; they listen on loopback alone."""
     with pretended.cluster([2, 0], env={"OF_MINE": "x"}) as cluster, Client(cluster, set_as_default=False) as client:
         assert cluster.devices == (2, 0)
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = known_of_workers(client)
         assert sorted(known["name"] for known in workers.values()) == [0, 2]
         assert {known["nthreads"] for known in workers.values()} == {1}
         assert all(address.startswith("tcp://127.0.0.1:") for address in [*workers, cluster.scheduler_address])

@@ -22,6 +22,7 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
 import dask_belief as db
 from dask_belief.backend import Backend, get_backend
+from dask_belief.cluster.asking import known_of_workers
 from dask_belief.monitoring.events import DownpourProgressed, Event, IterationEnded, WorkerLost
 from dask_belief.seeds import stream
 from tests.emulated_gpu import device_arrays
@@ -152,7 +153,7 @@ def test_devices_can_be_chosen_and_are_the_workers_names() -> None:
         with db.LocalGPUCluster([0, 2], silence_logs=logging.CRITICAL) as cluster:
             assert cluster.devices == (0, 2)
             with Client(cluster, set_as_default=False) as client:
-                by_name = {known["name"]: address for address, known in client.scheduler_info()["workers"].items()}
+                by_name = {known["name"]: address for address, known in known_of_workers(client).items()}
                 seen = client.run(of_process)
                 assert {name: seen[by_name[name]]["visible"] for name in by_name} == {0: "3", 2: "2"}
             with pytest.raises(db.ArgumentError, match="one worker for each of 2 devices"):

@@ -53,14 +53,23 @@ class SumOf:
         return weight * value, weight * gradient
 
 
+class LocalScheduler:
+    """Knows of one worker."""
+
+    def identity(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": {"tcp://local": {"memory_limit": 0, "nthreads": 1}}}
+
+
 class LocalClient:
     """What is asked of a client before a run begins: the workers, of which there is one, and their memory."""
+
+    scheduler = LocalScheduler()
 
     def nthreads(self) -> dict[str, int]:
         return {"tcp://local": 1}
 
-    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
-        return {"workers": {"tcp://local": {"memory_limit": 0, "nthreads": 1}}}
+    def sync(self, ask: Callable[..., Any], **options: Any) -> Any:
+        return ask(**options)
 
 
 class LocalDeployment:
