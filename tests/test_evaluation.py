@@ -240,5 +240,7 @@ def test_evaluation_is_forgotten_with_its_last_worker(own_client: Client) -> Non
         evaluation.finish(lambda: [])
     with pytest.raises(NoWorkersError, match=r"no worker is left to evaluate on"):
         evaluation.start(directory, [])
+    # The workers' threads, which the cluster waits for as it closes.
+    GO_ON.set()
     evaluation.close()
     host.close()

@@ -15,7 +15,7 @@ import pytest
 from distributed import Client, get_worker
 
 from dask_belief.cluster.actors import ActorAddress
-from dask_belief.cluster.limits import limits
+from dask_belief.cluster.limits import Limits, limited_by, limits
 from dask_belief.cluster.membership import Joined, Lost, Membership
 from dask_belief.cluster.replicas import stand_aside
 from dask_belief.errors import (
@@ -415,7 +415,7 @@ def test_no_worker_is_an_error(own_client: Client, opened: Opened) -> None:
     """There is nothing to open a run on."""
     for worker in list(own_client.nthreads()):
         close_worker(own_client, worker)
-    with pytest.raises(NoWorkersError), opened():
+    with limited_by(Limits(start_seconds=0.1)), pytest.raises(NoWorkersError), opened():
         pass
 
 
