@@ -57,6 +57,21 @@ def test_counts_are_exact() -> None:
     assert (product == 8).all()
 
 
+def test_products_cannot_be_captured() -> None:
+    """As on NVIDIA, where CuPy refuses them; the other kernels of a step can be."""
+    import cupy
+
+    x, product = cupy.ones((8, 8), "float32"), cupy.zeros((8, 8), "float32")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        cupy.add(x, x, out=x)
+        with pytest.raises((NotImplementedError, cupy.cuda.cublas.CUBLASError)):
+            cupy.matmul(x, x, out=product)
+        stream.end_capture().launch(stream)
+        stream.synchronize()
+    assert (x.get() == 2).all() and not product.get().any()
+
+
 def test_memory_has_a_limit() -> None:
     """As CuPy tells it, and what is freed can be had again."""
     program = """

@@ -43,7 +43,6 @@ SUITE = [
     "tests/models",
     "tests/optim",
     "tests/emulated_gpu/test_nets.py",
-    "tests/emulated_gpu/test_graphs.py",
 ]
 NUMERICS = ["tests/backend/test_operations.py", "tests/models", "tests/emulated_gpu/test_nets.py"]
 OWN_KERNELS = ["tests/backend/test_operations.py"]

@@ -12,6 +12,7 @@
 
 extern "C" void emulated_gpu_enqueue(void* stream, std::function<void()>* work);
 extern "C" int emulated_gpu_is_device(const void* address);
+extern "C" int emulated_gpu_is_capturing(void* stream);
 
 namespace {
 
@@ -161,7 +162,12 @@ EXPORTED int hipblasDestroy(Handle* handle) {
     return kSuccess;
 }
 
+// CuPy refuses cuBLAS on a stream that is captured, by itself and on NVIDIA only; so it is refused here.
 EXPORTED int hipblasSetStream(Handle* handle, void* stream) {
+    if (emulated_gpu_is_capturing(stream)) {
+        std::fprintf(stderr, "emulated GPU: linear algebra on a stream that is captured\n");
+        return kNotSupported;
+    }
     handle->stream = stream;
     return kSuccess;
 }

@@ -340,6 +340,8 @@ EXPORTED Error hipStreamEndCapture(void* handle, void** graph) {
     return kSuccess;
 }
 
+EXPORTED int emulated_gpu_is_capturing(void* stream) { return is_capturing(stream_of(stream)); }
+
 EXPORTED Error hipStreamIsCapturing(void* stream, int* is_active) {
     *is_active = is_capturing(stream_of(stream));
     return kSuccess;
