@@ -80,6 +80,9 @@ AT_HAND_SECONDS = 1.0
 NO_WORKER_SECONDS = 0.5
 """How long the scheduler looks for a worker that it is to send data to, and that may have left this moment."""
 
+LAST_CALL_SECONDS = 2.0
+"""For a call to an actor once the run is interrupted: its worker may be frozen, and the driver keeps a copy."""
+
 NEWS_SECONDS = 2.0
 """When a call to an actor fails or takes longer, word that its worker is gone follows within moments, if it is gone."""
 

@@ -7,11 +7,12 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from dask_belief.cluster.actors import ActorAddress
-from dask_belief.cluster.limits import limits
+from dask_belief.cluster.limits import LAST_CALL_SECONDS, limited_by, limits
 from dask_belief.data.units import UnitPlan
 from dask_belief.downpour.config import Downpour
 from dask_belief.downpour.executor import update_spec
@@ -494,11 +495,13 @@ class DownpourDriver:
 
     def _end(self, deployment: Deployment, stop: Stop) -> None:
         """Take what the run ends with from the shards, all of one moment."""
-        try:
+        if stop.reason is not StopReason.INTERRUPTED:
             self._take_end(deployment, stop)
+            return
+        try:
+            with limited_by(replace(limits(), call_seconds=min(limits().call_seconds, LAST_CALL_SECONDS))):
+                self._take_end(deployment, stop)
         except (ActorLostError, OldDirectoryError, CallTimeoutError) as error:
-            if stop.reason is not StopReason.INTERRUPTED:
-                raise
             # An interrupt reaches all processes of a group, and workers that were made here end with it.
             logger.warning("the last point was lost with its worker, and the one kept before is the result: %s", error)
             self._stop = stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 
@@ -17,7 +18,7 @@ from dask_belief.run import Run
 from dask_belief.share import Share
 from tests.faults.clusters import assert_clean
 from tests.faults.wide import few_rows
-from tests.small_cluster import kill_worker
+from tests.small_cluster import frozen, kill_worker
 
 INTERRUPTED_SECONDS = 5.0
 """What a run may take to end after an interrupt, as the documentation promises."""
@@ -71,6 +72,22 @@ def test_workers_that_end_with_the_interrupt_are_not_waited_for(own_client: Clie
     result = db.train(network(), few_rows(), method, client=own_client, callbacks=[at], progress=False)
     assert_interrupted(result, at.at)
     assert_clean(own_client)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS, ids=type)
+def test_frozen_shard_is_not_waited_for(client: Client, method) -> None:
+    """Its worker would be taken for lost after `Limits.frozen_seconds`, and until then it might answer."""
+    with contextlib.ExitStack() as thawing:
+
+        def interrupt() -> None:
+            thawing.enter_context(frozen(client, place(list(client.nthreads()), 1).shards[0]))
+            raise KeyboardInterrupt
+
+        at = At(interrupt)
+        result = db.train(network(), few_rows(), method, client=client, callbacks=[at], progress=False)
+        assert_interrupted(result, at.at)
+    assert_clean(client)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=type)
