@@ -57,6 +57,34 @@ def test_a_commit_that_hangs_ends_the_run(client: Client, store: Path, tmp_path:
     assert CheckpointStore(tmp_path / "run").numbers() == []
 
 
+def test_a_commit_that_comes_after_its_run_was_given_up_is_whole(
+    client: Client, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it any more; what it wrote can be gone on from all the same, to the same bits."""
+    method = db.Sandblaster(max_iter=6, ftol=0.0, gtol=0.0)
+    may_go_on, is_done, commit = threading.Event(), threading.Event(), CheckpointStore.commit
+
+    def late(*given: Any, **options: Any) -> Any:
+        may_go_on.wait(60)
+        try:
+            return commit(*given, **options)
+        finally:
+            is_done.set()
+
+    monkeypatch.setattr(CheckpointStore, "commit", late)
+    saving = db.Checkpoint(tmp_path / "run", every_seconds=0)
+    with pytest.raises(db.CheckpointError, match=r"committing state 1 to .* did not end"):
+        db.train(NETWORK, store, method, client=client, checkpoint=saving, limits=LIMITS, progress=False)
+    monkeypatch.undo()
+    assert CheckpointStore(tmp_path / "run").numbers() == []
+    may_go_on.set()
+    assert is_done.wait(30)
+    assert CheckpointStore(tmp_path / "run").numbers() == [1]
+    result = db.resume(tmp_path / "run", client=client, progress=False)
+    unbroken = db.train(NETWORK, store, method, client=client, progress=False)
+    assert result.parameters.tobytes() == unbroken.parameters.tobytes()
+
+
 def test_a_worker_that_hangs_as_it_writes_does_not_end_the_run(
     client: Client, store: Path, tmp_path: Path, hung: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
