@@ -21,6 +21,7 @@ from dask_belief.parameter_server.vault import Vault
 from tests.faults.cases import LONG_SECONDS, Case, table
 from tests.faults.clusters import Clusters, assert_clean
 from tests.faults.injection import Faults, Watched, planted
+from tests.faults.wide import wide_network
 from tests.row_counts import BATCH_SIZE, OPTIONS, RowCounts
 
 LIMITS = db.Limits(
@@ -52,7 +53,7 @@ def sandblaster(case: Case) -> db.Sandblaster:
 
 
 def network() -> db.Network:
-    return db.Network([db.Dense(8, "sigmoid"), db.Dense(1)], loss="logistic", input_shape=(20,))
+    return wide_network(2, "relu")
 
 
 @pytest.fixture(scope="module")
