@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT = 132, 34
 _ACROSS, _UP = 64, 40
 """Between boxes."""
 
-_EDGE, _LEFT, _TOP = 16, 150, 44
+_EDGE, _LEFT, _TOP = 16, 164, 44
 _COLOURS = ("#4C78A8", "#F58518", "#54A24B", "#B279A2", "#E45756", "#72B7B2", "#9D755D", "#EECA3B")
 
 
