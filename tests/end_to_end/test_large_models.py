@@ -70,6 +70,7 @@ def test_a_replica_of_the_papers_largest_plain_network() -> None:
     needs = sandblaster_needs(method, network, dataset, None, "float32", units, n_replicas=2)
     vectors = needs.replica_vectors + needs.passing_replica_vectors + needs.shared_vectors
     planned = vectors * needs.vector_bytes
-    # What is not vectors: modules that are imported, the rows, the activations, buffers of messages.
-    assert needed < planned + 160 * MIB
+    # What is not vectors: modules that are imported, the rows, the activations; and pieces of 16 MiB of messages, of
+    # which some more are under way where the other worker is slow to take them.
+    assert needed < planned + 224 * MIB
     assert needed < 1536 * MIB
