@@ -5,7 +5,8 @@ shape of its image model, three stages of unshared filters, L2 pooling and local
 machine. Rows are drawn at random: no frames of speech are at hand, and the arithmetic is the same. Each worker is a
 process with one thread for a replica; the machine has two cores. One replica of Downpour by plain SGD, which fetches
 once and pushes at the end of its only lease, so that what is timed is the mini-batch alone: the lead's computing, with
-what it waits for the other piece. The median of the turns counts. Asked for: 1.4 of the first, 1.6 of the second. From
+what it waits for the other piece. Inference is `db.predict` of ten times the rows, timed as a whole. The median of the
+turns counts. Asked for: 1.4 of the first, 1.6 of the second, trained and predicting. From
 the root of the repository, with the environment's OPENBLAS_* settings out of the way::
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python -m benchmarks.bench_pieces \
@@ -15,6 +16,7 @@ the root of the repository, with the environment's OPENBLAS_* settings out of th
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -108,22 +110,49 @@ def run(subject: Subject, cut: tuple[str, int] | None, n_batches: int) -> Timed:
     return Timed(replica.computing_seconds / replica.steps, replica.pieces_waiting_seconds / replica.computing_seconds)
 
 
+def predicted(subject: Subject, cut: tuple[str, int] | None, n_batches: int) -> float:
+    """Predict on as many workers as there are pieces; gives seconds for a mini-batch."""
+    network = subject.network
+    n_rows, n_pieces = n_batches * subject.batch_rows, 1 if cut is None else 2
+    inputs = stream(1, "rows of pieces").normal(size=(n_rows, *network.input_shape)).astype(np.float32)
+    parameters = network.initial_parameters(0)
+    model = network if cut is None else db.partition(network, 2, cut[0], micro_batches=cut[1])
+    options: dict[str, Any] = {"batch_rows": subject.batch_rows, "progress": False}
+    with (
+        LocalCluster(n_workers=n_pieces, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        db.predict(model, parameters, inputs[: subject.batch_rows], client=client, **options)
+        began = time.perf_counter()
+        db.predict(model, parameters, inputs, client=client, **options)
+        return (time.perf_counter() - began) / n_batches
+
+
 def measured(subject: Subject, turns: int, n_batches: int) -> dict[str, Any]:
     """Time a network whole and in two pieces, in turns."""
     runs: dict[str, list[Timed]] = {}
+    predictions: dict[str, list[float]] = {}
     for turn in range(turns):
         for cut in (None, *subject.cuts):
             name = "whole" if cut is None else f"by {cut[0]}, micro-batches {cut[1]}"
             timed = run(subject, cut, n_batches)
             runs.setdefault(name, []).append(timed)
             waited = f"{timed.waiting_share:.0%} waiting"
-            print(f"  turn {turn}: {name}: {timed.seconds_per_batch:.3f} s a mini-batch, {waited}", flush=True)
+            predictions.setdefault(name, []).append(seconds_predicting := predicted(subject, cut, 10 * n_batches))
+            print(
+                f"  turn {turn}: {name}: {timed.seconds_per_batch:.3f} s a mini-batch, {waited}; predicting "
+                f"{seconds_predicting:.3f} s",
+                flush=True,
+            )
+    of_predictions = {name: median(each) for name, each in predictions.items()}
     seconds = {name: median(each.seconds_per_batch for each in timed) for name, timed in runs.items()}
     return {
         "runs": {name: [asdict(each) for each in timed] for name, timed in runs.items()},
         "median_seconds_per_batch": seconds,
         "speedups": {name: seconds["whole"] / each for name, each in seconds.items()},
         "waiting_shares": {name: median(each.waiting_share for each in timed) for name, timed in runs.items()},
+        "predicting_seconds_per_batch": predictions,
+        "predicting_speedups": {name: of_predictions["whole"] / each for name, each in of_predictions.items()},
         "asked_speedup": subject.asked,
         "batch_rows": subject.batch_rows,
         "n_parameters": subject.network.n_parameters,
@@ -147,7 +176,11 @@ def main() -> None:
             print(name)
             figures[name] = found = measured(subject, options.turns, options.batches)
             for cut, speedup in found["speedups"].items():
-                print(f"{name}, {cut}: {speedup:.2f} times the speed of the whole (asked: {subject.asked})")
+                predicting = found["predicting_speedups"][cut]
+                print(
+                    f"{name}, {cut}: {speedup:.2f} times the speed of the whole, predicting {predicting:.2f} (asked: "
+                    f"{subject.asked})"
+                )
     if options.json:
         record.write(options.json, figures)
 

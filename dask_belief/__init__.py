@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from dask_belief.parameter_server.consistency import MaxStaleness as MaxStaleness
     from dask_belief.parameter_server.consistency import ScaleByStaleness as ScaleByStaleness
     from dask_belief.parameter_server.consistency import Synchronous as Synchronous
+    from dask_belief.predicting import predict as predict
     from dask_belief.result import TrainingResult as TrainingResult
     from dask_belief.result import load_result as load_result
     from dask_belief.sandblaster.config import Sandblaster as Sandblaster
@@ -143,6 +144,7 @@ _HOMES = {
     "parameter_server.consistency": ("ElasticAveraging", "MaxStaleness", "ScaleByStaleness", "Synchronous"),
     "result": ("TrainingResult", "load_result"),
     "sandblaster.config": ("Sandblaster",),
+    "predicting": ("predict",),
     "training": ("resume", "train"),
 }
 _HOME = {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names}

@@ -34,7 +34,7 @@ LAYERS = (
         "run",
     },
     {"downpour", "sandblaster"},
-    {"training", "resuming", "door", "run_description", "stages", "result"},
+    {"training", "resuming", "door", "run_description", "stages", "result", "predicting"},
     {"estimators", "cli"},
 )
 ALGORITHMS = (
@@ -46,6 +46,7 @@ ALGORITHMS = (
     "run_description",
     "stages",
     "result",
+    "predicting",
     "estimators",
     "cli",
 )

@@ -15,7 +15,7 @@ from dask_belief.backend import Array, Backend
 from dask_belief.cluster.post_box import Correspondent
 from dask_belief.model_parallel.letters import Letter
 from dask_belief.model_parallel.partitioned import PartitionedNetwork
-from dask_belief.model_parallel.piece import Batch, Piece
+from dask_belief.model_parallel.piece import Batch, Piece, Steps
 from dask_belief.parameter_server.directory import Directory, Renew
 
 
@@ -86,14 +86,22 @@ class PieceObjective:
         batch: Batch
         batch, rows = inputs
         out[self._n_own :] = 0
-        steps = self._piece.steps(batch, parameters[: self._n_own], out[: self._n_own], rows, targets)
+        self._run(self._piece.steps(batch, parameters[: self._n_own], out[: self._n_own], rows, targets))
+        return self._piece.loss, out
+
+    def predict(self, parameters: Array, batch: Batch, rows: Array | None) -> Array | None:
+        """Compute this piece's share of a prediction; gives the outputs, on the host, where this piece knows them."""
+        self._run(self._piece.steps(batch, parameters[: self._n_own], None, rows, None))
+        return self._piece.outputs
+
+    def _run(self, steps: Steps) -> None:
+        """Go through the steps, with what comes from the others."""
         letter = next(steps, None)
         while letter is not None:
             try:
                 letter = steps.send(self._received(letter))
             except StopIteration:
                 letter = None
-        return self._piece.loss, out
 
     def _post(self, letter: Letter, values: Array) -> None:
         self._correspondent.send(letter.destination, letter, values)

@@ -111,7 +111,7 @@ class Piece:
         self._workspaces: dict[tuple[str, int, int], Workspace] = {}
 
     def steps(
-        self, batch: Batch, parameters: Array, gradient: Array, rows: Array | None, targets: Array | None
+        self, batch: Batch, parameters: Array, gradient: Array | None, rows: Array | None, targets: Array | None
     ) -> Steps:
         """Compute a mini-batch; to be run within `Backend.computing`.
 
@@ -121,14 +121,14 @@ class Piece:
             Which.
         parameters, gradient
             What this piece owns of them, ``(plan.layouts[number].n_parameters,)``; the second is written, summed over
-            the rows.
+            the rows. None when nothing but a prediction is wanted.
         rows
             The inputs, ``(n_rows, *input_shape)``, for the lead; None for the others.
         targets
             For the piece that knows the loss, when training.
         """
         layout = self.plan.layouts[self.number]
-        self._own, self._found = layout.views(parameters), layout.views(gradient)
+        self._own, self._found = layout.views(parameters), {} if gradient is None else layout.views(gradient)
         yield from self._lend(batch)
         micro_batches = batch.micro_batches()
         # (array, micro-batch) -> the values of the nodes that this piece has.

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import time
 import warnings
 from typing import Any, TextIO
 
@@ -107,25 +108,9 @@ class ProgressBar:
         if stream is None or stream.closed:
             return
         if _is_terminal(stream) or _is_notebook():
-            self._bar = self._new_bar(stream)
+            self._bar = _new_bar(stream, self._run.planned, self.delay_seconds)
         else:
             self._is_logging = True
-
-    def _new_bar(self, stream: TextIO) -> Any:
-        with warnings.catch_warnings():
-            # A notebook without ipywidgets gets tqdm's text bar; it need not be told each time.
-            warnings.filterwarnings("ignore", message="IProgress not found")
-            from tqdm.auto import tqdm
-        planned = self._run.planned
-        # A notebook draws its own bar, in the place of {bar} as it stands.
-        bar = "{bar}" if _is_notebook() else "|{bar:20}|"
-        return tqdm(
-            total=planned,
-            delay=self.delay_seconds,
-            bar_format="{desc}" if planned is None else "{desc} " + bar + "{percentage:3.0f}%",
-            miniters=0,
-            file=None if _is_notebook() else stream,
-        )
 
     def _show(self, seconds: float, is_last: bool) -> None:
         line = self._line(seconds)
@@ -146,6 +131,81 @@ class ProgressBar:
         return f"{self._run.method}: " + ", ".join(
             [f"{singular} {done}{limit}", *losses, *self._flow, f"{seconds:.0f} s"]
         )
+
+
+class RowBar:
+    """Shows how many rows are done of so many, where and as `ProgressBar` does.
+
+    ::
+
+        predicting: 81,920 of 336,776 rows, 14 s |████▉               | 24%
+
+    Parameters
+    ----------
+    what
+        Is done with the rows.
+    n_rows
+        All of them.
+    progress, stream, delay_seconds, interval_seconds
+        See `ProgressBar`.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        n_rows: int,
+        progress: bool = True,
+        *,
+        stream: TextIO | None = None,
+        delay_seconds: float = 2.0,
+        interval_seconds: float = 5.0,
+    ) -> None:
+        self._what, self._n_rows, self._n_done = what, n_rows, 0
+        self._interval_seconds = interval_seconds
+        self._began = self._logged = time.monotonic()
+        self._bar: Any = None
+        stream = stream or sys.stderr
+        self._is_logging = progress and stream is not None and not stream.closed
+        if self._is_logging and (_is_terminal(stream) or _is_notebook()):
+            self._bar, self._is_logging = _new_bar(stream, n_rows, delay_seconds), False
+
+    def add(self, n_rows: int) -> None:
+        """Count rows that are done. Never raises because of where it writes: it then shows nothing more."""
+        self._n_done += n_rows
+        now = time.monotonic()
+        line = f"{self._what}: {self._n_done:,} of {self._n_rows:,} rows, {now - self._began:.0f} s"
+        try:
+            if self._bar is not None:
+                self._bar.set_description_str(line, refresh=False)
+                self._bar.update(n_rows)
+            elif self._is_logging and now - self._logged >= self._interval_seconds:
+                logger.info("%s", line)
+                self._logged = now
+        except (OSError, ValueError) as error:
+            logger.debug("no more progress is shown: %s", error)
+            self._bar, self._is_logging = None, False
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        bar, self._bar, self._is_logging = self._bar, None, False
+        if bar is not None:
+            bar.close()
+
+
+def _new_bar(stream: TextIO, total: float | None, delay_seconds: float) -> Any:
+    with warnings.catch_warnings():
+        # A notebook without ipywidgets gets tqdm's text bar; it need not be told each time.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm
+    # A notebook draws its own bar, in the place of {bar} as it stands.
+    bar = "{bar}" if _is_notebook() else "|{bar:20}|"
+    return tqdm(
+        total=total,
+        delay=delay_seconds,
+        bar_format="{desc}" if total is None else "{desc} " + bar + "{percentage:3.0f}%",
+        miniters=0,
+        file=None if _is_notebook() else stream,
+    )
 
 
 def _flow(event: DownpourProgressed) -> list[str]:

@@ -19,7 +19,7 @@ from dask_belief.monitoring.events import (
     Validated,
     WorkerLost,
 )
-from dask_belief.monitoring.progress import ProgressBar
+from dask_belief.monitoring.progress import ProgressBar, RowBar
 from dask_belief.optim.stopping import Stop, StopReason
 
 STOPPED = Stop(StopReason.MAX_ITERATIONS)
@@ -213,3 +213,38 @@ def test_terminal_without_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> N
         bar(RunStarted("method", n_rows=1, n_parameters=1, n_workers=1, planned=3.0))
         assert (bar._bar is not None) == has_bar
         bar.close()
+
+
+def add_rows(bar):
+    for _ in range(3):
+        bar.add(250)
+    bar.close()
+
+
+def test_rows_are_counted_on_one_line():
+    """In a terminal, once it takes longer."""
+    terminal, brief = Terminal(), Terminal()
+    add_rows(RowBar("predicting", 1000, stream=terminal, delay_seconds=0))
+    add_rows(RowBar("predicting", 1000, stream=brief, delay_seconds=1000.0))
+    last = terminal.getvalue().rstrip().split("\r")[-1]
+    assert last.startswith("predicting: 750 of 1,000 rows, 0 s |") and last.rstrip().endswith("75%")
+    assert brief.getvalue().strip() == ""
+
+
+def test_rows_are_counted_in_the_log_where_there_is_no_terminal(caplog):
+    """And nowhere when it is switched off, or the stream is closed on the way."""
+    caplog.set_level(logging.INFO, logger="dask_belief.monitoring.progress")
+    add_rows(RowBar("predicting", 1000, stream=io.StringIO(), interval_seconds=0.0))
+    assert [record.getMessage()[:30] for record in caplog.records] == [
+        "predicting: 250 of 1,000 rows,",
+        "predicting: 500 of 1,000 rows,",
+        "predicting: 750 of 1,000 rows,",
+    ]
+    caplog.clear()
+    add_rows(RowBar("predicting", 1000, False, stream=io.StringIO(), interval_seconds=0.0))
+    terminal = Terminal()
+    bar = RowBar("predicting", 1000, stream=terminal, delay_seconds=0)
+    bar.add(1)
+    terminal.close()
+    add_rows(bar)
+    assert not caplog.records
