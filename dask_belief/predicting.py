@@ -41,6 +41,7 @@ from dask_belief.cluster.post_box import Correspondent, PostBox
 from dask_belief.cluster.replicas import Team, stand_aside
 from dask_belief.cluster.standing import Standing
 from dask_belief.data.blocks import is_dask_array
+from dask_belief.data.checks import require_finite
 from dask_belief.data.dataset import ArrayDataset, Dataset, DatasetLike, as_dataset
 from dask_belief.door import as_objective, check_backend, check_limits
 from dask_belief.errors import (
@@ -51,6 +52,7 @@ from dask_belief.errors import (
     DaskBeliefError,
     NoProgressError,
     ReplicaError,
+    StaleError,
 )
 from dask_belief.model_parallel.own_range import PieceObjective
 from dask_belief.model_parallel.partitioned import PartitionedNetwork
@@ -95,7 +97,8 @@ def predict(
     network
         A `Network`, or any objective with ``predict(parameters, inputs)``: whole on each worker. Or a plan of
         `partition`: each piece of it on a worker of its own, which holds that piece's parameters and activations and no
-        others. Where there are workers for several teams of pieces, all are used.
+        others. Where there are workers for several teams of pieces, all are used; where there are fewer workers than
+        pieces, some take turns on one, as in training.
     parameters
         In the network's own order, as `TrainingResult.parameters` is, float32 or float64; or the result itself.
     inputs
@@ -249,6 +252,12 @@ class PartSpec:
         starts = range(self.start, self.stop, self.batch_rows)
         return ((start, min(start + self.batch_rows, self.stop)) for start in starts)
 
+    def read(self, rows: Dataset, start: int, stop: int) -> NDArray[Any]:
+        """Read the inputs of a mini-batch; raises `NonFiniteDataError`, since nobody has looked into a store before."""
+        inputs = rows.read(start, stop, dtype=np.dtype(self.dtype))[0]
+        require_finite("inputs", inputs, start)
+        return inputs
+
 
 def predict_part(spec: PartSpec, number: int, parameters: Vector, rows: Dataset | None) -> Vector | None:
     """Predict some rows, as a piece or as a whole; gives the predictions where they are known. Runs as a Dask task."""
@@ -275,7 +284,7 @@ def predict_part(spec: PartSpec, number: int, parameters: Vector, rows: Dataset 
 def _as_a_whole(spec: PartSpec, parameters: Vector, rows: Dataset, backend: Backend) -> Vector:
     on = getattr(spec.objective, "on", None)
     model: Any = spec.objective if on is None else on(backend)
-    read = (rows.read(start, stop, dtype=np.dtype(spec.dtype))[0] for start, stop in spec.batches())
+    read = (spec.read(rows, start, stop) for start, stop in spec.batches())
     found: Vector = np.concatenate([np.asarray(model.predict(parameters, inputs)) for inputs in read])
     return found
 
@@ -298,7 +307,7 @@ def _as_a_piece(
     with backend.computing():
         own = backend.asarray(parameters)
         for step, (start, stop) in enumerate(spec.batches()):
-            inputs = None if rows is None else whole.rows(rows.read(start, stop, dtype=dtype)[0], dtype)
+            inputs = None if rows is None else whole.rows(spec.read(rows, start, stop), dtype)
             batch = Batch(
                 spec.first_step + step,
                 stop - start,
@@ -395,7 +404,9 @@ class _Crew:
                 let_go(self._client, [self._sent.pop(key)])
             if isinstance(change, Leaving):
                 membership.left(change.worker)
-        wait_for_a_worker(self._client, membership)
+        if not membership.workers:
+            # It asks the scheduler, which announces changes by itself as long as there is somebody to go on with.
+            wait_for_a_worker(self._client, membership)
 
     def _start_teams(self, membership: Membership) -> None:
         """Form the teams that are missing, and give a part to each that has none."""
@@ -488,7 +499,9 @@ class _Crew:
         failed = next((future for future in team.futures if future.done() and future.status != "finished"), None)
         if failed is not None:
             error = failed.exception(timeout=limits().call_seconds)
-            if isinstance(error, ActorLostError | CallTimeoutError) or error is None or is_loss(error):
+            # A task is stale to itself where its worker is closing, which may be heard before the worker's leave.
+            is_lost = isinstance(error, ActorLostError | CallTimeoutError | StaleError)
+            if is_lost or error is None or is_loss(error):
                 self._lose(team, str(error))
                 return 0
             raise error

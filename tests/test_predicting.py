@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dask.array
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from distributed import Client
 
 import dask_belief as db
+from dask_belief.cluster import membership
 from dask_belief.door import as_objective
 from dask_belief.monitoring.progress import RowBar
 from dask_belief.predicting import _Job
@@ -120,6 +121,26 @@ def test_any_objective_that_predicts_will_do(client: Client) -> None:
     assert_clean(client)
 
 
+class Closing(Lines):
+    """It is told once that its worker is closing, as a piece that waits for a letter is."""
+
+    to_tell: ClassVar[list[db.StaleError]] = []
+
+    def predict(self, parameters: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        if self.to_tell:
+            raise self.to_tell.pop()
+        return super().predict(parameters, inputs)
+
+
+def test_a_task_that_ends_as_its_worker_closes_is_a_loss(client: Client) -> None:
+    """Its error may be heard before the scheduler tells that the worker left: the caller is not to see it."""
+    Closing.to_tell.append(db.StaleError("cancelled while it waited."))
+    found = predict(client, Closing(), np.array([2.0, 1.0]), np.arange(100.0))
+    assert not Closing.to_tell
+    np.testing.assert_array_equal(found, 2 * np.arange(100.0) + 1)
+    assert_clean(client)
+
+
 @pytest.mark.parametrize("model", [DENSE, db.partition(DENSE, 2, "units")], ids=["whole", "in pieces"])
 def test_rows_of_a_lost_worker_are_predicted_again(own_client: Client, monkeypatch: pytest.MonkeyPatch, model) -> None:
     """It is lost once something is done; nobody sees it in the predictions."""
@@ -136,6 +157,30 @@ def test_rows_of_a_lost_worker_are_predicted_again(own_client: Client, monkeypat
     assert not victims
     np.testing.assert_allclose(found, DENSE.predict(parameters, rows), rtol=1e-5, atol=1e-6)
     assert_clean(own_client)
+
+
+@pytest.mark.parametrize("model", [DENSE, db.partition(DENSE, 2, "units")], ids=["whole", "in pieces"])
+def test_rows_that_are_not_finite_are_refused_wherever_they_come_from(client: Client, model: Any) -> None:
+    """A data set is not read twice for it: whoever reads the rows looks. Its targets are nobody's business."""
+    rows, targets = rows_of(DENSE), np.full(N_ROWS, np.nan, np.float32)
+    assert np.isfinite(predict(client, model, parameters_of(DENSE), (rows, targets))).all()
+    rows[101, 3] = np.nan
+    with pytest.raises(db.NonFiniteDataError, match="inputs: row 101 holds NaN"):
+        predict(client, model, parameters_of(DENSE), (rows, targets))
+    assert_clean(client)
+
+
+def test_the_scheduler_is_not_asked_while_workers_are_there(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It announces who comes and goes; looks at it a hundred times a second would slow it down for others."""
+    asked, ask = [], membership.threads_of_workers
+
+    def count(client: Client) -> dict[str, int]:
+        asked.append(client)
+        return ask(client)
+
+    monkeypatch.setattr(membership, "threads_of_workers", count)
+    predict(client, db.partition(DENSE, 2, "units"), parameters_of(DENSE), rows_of(DENSE))
+    assert len(asked) <= 3
 
 
 def test_without_workers_it_is_refused(own_client: Client) -> None:
