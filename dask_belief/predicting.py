@@ -338,6 +338,11 @@ class _Team:
     part: _Part | None = None
     futures: list[Future[Any]] = field(default_factory=list)
 
+    @property
+    def keys(self) -> list[tuple[str, int | str]]:
+        """What is sent to it, by worker."""
+        return [(self.workers[LEAD], "rows"), *((worker, number) for number, worker in enumerate(self.workers))]
+
 
 class _Crew:
     """The teams of a cluster, and the parts that they are given."""
@@ -351,7 +356,7 @@ class _Crew:
         self._waiting: deque[_Part] = deque()
         self._numbers = itertools.count()
         self._n_steps = 0
-        # What workers were sent: their own parameters, by piece, and rows where they lead.
+        # What workers were sent: their own parameters, by piece, and rows where they lead; of teams that are there.
         self._sent: dict[tuple[str, int | str], Future[Any]] = {}
         self._found: dict[int, Vector] = {}
 
@@ -367,7 +372,6 @@ class _Crew:
         finally:
             for team in list(self._teams):
                 self._drop(team)
-            let_go(self._client, self._sent.values())
             self._host.close()
             membership.close()
         return np.concatenate([self._found[start] for start in sorted(self._found)])
@@ -400,8 +404,6 @@ class _Crew:
             for team in list(self._teams):
                 if change.worker in team.workers:
                     self._lose(team, f"worker {change.worker} was lost")
-            for key in [key for key in self._sent if key[0] == change.worker]:
-                let_go(self._client, [self._sent.pop(key)])
             if isinstance(change, Leaving):
                 membership.left(change.worker)
         if not membership.workers:
@@ -535,3 +537,6 @@ class _Crew:
         let_go(self._client, team.futures)
         for box in () if team.team is None else team.team.boxes:
             self._host.drop(box)
+        # Whoever stays of a team may be another piece of the next, and is to hold that one's parameters alone.
+        needed = {key for team in self._teams for key in team.keys}
+        let_go(self._client, [self._sent.pop(key) for key in self._sent.keys() - needed])

@@ -17,7 +17,7 @@ from dask_belief.monitoring.progress import RowBar
 from dask_belief.predicting import _Job
 from dask_belief.seeds import stream
 from tests.faults.clusters import assert_clean
-from tests.small_cluster import close_worker, kill_worker
+from tests.small_cluster import close_worker, eventually, kill_worker
 
 N_ROWS, BATCH_ROWS = 230, 10
 
@@ -181,6 +181,30 @@ def test_the_scheduler_is_not_asked_while_workers_are_there(client: Client, monk
     monkeypatch.setattr(membership, "threads_of_workers", count)
     predict(client, db.partition(DENSE, 2, "units"), parameters_of(DENSE), rows_of(DENSE))
     assert len(asked) <= 3
+
+
+def test_a_worker_that_becomes_another_piece_lets_its_former_range_go(
+    own_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A team of the first two of three workers loses the first: the second leads now, and has one range as before."""
+    parameters, rows, add = parameters_of(DENSE), rows_of(DENSE), RowBar.add
+    victims = sorted(own_client.nthreads())[:1]
+    plan = db.partition(DENSE, 2, "units")
+
+    def has_one_range() -> bool:
+        held = own_client.run(lambda dask_worker: [each for each in dask_worker.data.values() if np.ndim(each) == 1])
+        return all(len(ranges) <= 1 for ranges in held.values())
+
+    def lose(bar: RowBar, n_rows: int) -> None:
+        if victims:
+            kill_worker(own_client, victims.pop())
+        else:
+            eventually(has_one_range)
+        add(bar, n_rows)
+
+    monkeypatch.setattr(RowBar, "add", lose)
+    found = predict(own_client, plan, parameters, rows)
+    np.testing.assert_allclose(found, DENSE.predict(parameters, rows), rtol=1e-5, atol=1e-6)
 
 
 def test_without_workers_it_is_refused(own_client: Client) -> None:
