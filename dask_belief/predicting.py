@@ -153,9 +153,7 @@ def predict(
 
 def _vector(objective: Objective, parameters: object) -> Vector:
     given = np.asarray(parameters.parameters if isinstance(parameters, TrainingResult) else parameters)
-    n_parameters = (
-        objective.network.n_parameters if isinstance(objective, PartitionedNetwork) else objective.n_parameters
-    )
+    n_parameters = _whole(objective).n_parameters
     if given.dtype not in (np.float32, np.float64):
         raise ArgumentError(f"parameters: expected float32 or float64, got {given.dtype}.")
     if given.shape != (n_parameters,):
