@@ -91,7 +91,7 @@ def test_validation_by_steps(two_workers: Client) -> None:
 
 
 def test_validation_by_seconds(two_workers: Client) -> None:
-    """So many seconds lie between the beginnings of two; an end, of which the event tells, comes after its beginning."""
+    """So many seconds lie between the beginnings of two; the event tells of an end, which comes after its beginning."""
     until = Until(Validated, 3)
     result = train(two_workers, [until], validate_every_seconds=0.2)
     assert result.stop.reason is db.StopReason.CALLBACK
