@@ -196,7 +196,9 @@ class PartitionedBatchExecutor(PartitionedExecutor[BatchExecutor]):
 
     def add(self, unit: int) -> None:
         """Add what the last `compute` calls found to the sum of the lease."""
+        # At once: it takes long, and all pieces are to do it at the same time.
         self._pass_on("add", unit)
+        self._flush()
         self._inner.add(unit)
 
     def sum_is_finite(self) -> bool:
@@ -270,7 +272,9 @@ class PartitionedStepExecutor(PartitionedExecutor[StepExecutor]):
     def accrue(self, n_rows: int) -> None:
         """Add the mean gradient to what has accrued, and make the local step, on all pieces."""
         self._has_new_parameters = True
+        # At once: it takes long, and all pieces are to do it at the same time.
         self._pass_on("accrue", n_rows)
+        self._flush()
         self._inner.accrue(n_rows)
 
     def accrued_is_finite(self) -> bool:
